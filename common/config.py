@@ -1,0 +1,271 @@
+"""One frozen Settings from the environment (`HEADRACE_…`) and one YAML file; every default stands here.
+
+The environment wins over the file, and the file over the defaults. An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from common.contracts import is_pool_name
+
+DEFAULT_FILE: Final = "headrace.yaml"
+DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
+MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+Kind = Literal["vllm", "ollama", "llamacpp", "openai", "echo"]
+
+
+class ConfigError(ValueError):
+    """The configuration is not usable; the message names the key and what is wrong with it."""
+
+
+def _pool_name(name: str) -> str:
+    if not is_pool_name(name):
+        raise ValueError("a pool's name is 1 to 40 of a-z, 0-9 and '-'")
+    return name
+
+
+PoolName = Annotated[str, AfterValidator(_pool_name)]
+
+
+class Row(BaseModel):
+    """A row of the YAML file: closed and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backend(Row):
+    """A model server: where it is, who may call it, and how much it takes at once."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    kind: Kind
+    base_url: str = ""
+    pool: tuple[PoolName, ...] = ("default",)
+    api_keys: tuple[SecretStr, ...] = ()
+    concurrency: PositiveInt = 64
+    timeout_s: PositiveFloat = 120
+    idle_timeout_s: PositiveFloat = 60
+    connect_timeout_s: PositiveFloat = 5
+    health_path: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.kind != "echo" and not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"backend {self.name!r}: base_url must begin with http:// or https://")
+        return self
+
+    @property
+    def url(self) -> str:
+        """The base URL without a trailing slash and without `/v1`."""
+        return self.base_url.rstrip("/").removesuffix("/v1")
+
+
+class Target(Row):
+    """One place where a public model can be had: a backend, and the model's name there."""
+
+    backend: str
+    model: str
+
+
+class Price(Row):
+    """US dollars per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class Model(Row):
+    """A public model name: its targets, tried in order."""
+
+    targets: tuple[Target, ...] = Field(min_length=1)
+    price: Price | None = None
+    max_tokens: PositiveInt | None = None
+    context_tokens: PositiveInt | None = None
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Names are those of the environment without `HEADRACE_`, in lower case in YAML."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    backends: tuple[Backend, ...] = ()
+    models: dict[str, Model] = Field(default_factory=dict[str, Model])
+
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=8080, ge=0, le=65535)
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    redis_url: str | None = None
+    data_dir: Path = Path(".headrace")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    auth: Literal["on", "off"] = "on"
+    pools: Annotated[tuple[PoolName, ...], NoDecode] = ("default",)
+    workers: PositiveInt = 1
+    worker_concurrency: PositiveInt = 64
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    lease_s: PositiveFloat = 15
+    drain_s: PositiveFloat = 20
+    status_wait_s: PositiveFloat = 5
+    keepalive_s: PositiveFloat = 10
+    disconnect_grace_s: NonNegativeInt = 10
+    request_timeout_s: PositiveFloat = 10
+    max_attempts: PositiveInt = 3
+    max_lane_depth: PositiveInt = 100_000
+    max_body_bytes: PositiveInt = 4 * 1024 * 1024
+    max_output_bytes: PositiveInt = 16 * 1024 * 1024
+    interactive_deadline_s: PositiveFloat = 600
+    standard_deadline_s: PositiveFloat = 3_600
+    batch_deadline_s: PositiveFloat = 86_400
+    result_retention_s: PositiveInt = 86_400
+    stream_retention_s: PositiveInt = 3_600
+    probe_interval_s: PositiveFloat = 5
+
+    @field_validator("api_keys", "pools", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _long_enough(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < 16 for key in keys):
+            raise ValueError("an API key must have at least 16 characters")
+        return keys
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [backend.name for backend in self.backends]
+        if len(set(names)) != len(names):
+            raise ValueError("backends: two have the same name")
+        for name, model in self.models.items():
+            self._check_model(name, model)
+        if self.auth == "off" and self.http_host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError("HEADRACE_AUTH=off is accepted only with HEADRACE_HTTP_HOST on loopback")
+        return self
+
+    def _check_model(self, name: str, model: Model) -> None:
+        if not MODEL_NAME.fullmatch(name):
+            raise ValueError(f"models: {name!r} is no usable name (letters, digits, '._:/@+-', at most 128)")
+        known = {backend.name: backend for backend in self.backends}
+        for target in model.targets:
+            if target.backend not in known:
+                raise ValueError(f"models.{name}: there is no backend named {target.backend!r}")
+        if not set.intersection(*(set(known[target.backend].pool) for target in model.targets)):
+            raise ValueError(f"models.{name}: its targets share no pool")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @cached_property
+    def backend_by_name(self) -> dict[str, Backend]:
+        """Backends by their name."""
+        return {backend.name: backend for backend in self.backends}
+
+    @cached_property
+    def pool_by_model(self) -> dict[str, str]:
+        """The pool that each public model is queued in: the first that all its targets share."""
+        return {name: self._shared_pool(model) for name, model in self.models.items()}
+
+    def _shared_pool(self, model: Model) -> str:
+        backends = [self.backend_by_name[target.backend] for target in model.targets]
+        return next(pool for pool in backends[0].pool if all(pool in backend.pool for backend in backends))
+
+    @cached_property
+    def all_pools(self) -> tuple[str, ...]:
+        """Every pool that a model is queued in or a worker of this process serves."""
+        return tuple(dict.fromkeys([*self.pool_by_model.values(), *self.pools]))
+
+    def models_of(self, pool: str) -> tuple[str, ...]:
+        """The public models whose jobs lie in this pool."""
+        return tuple(name for name, home in self.pool_by_model.items() if home == pool)
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process. Raises ConfigError with a message for people."""
+    environ = os.environ if environ is None else environ
+    path = Path(environ.get("HEADRACE_CONFIG", DEFAULT_FILE))
+    wanted = "HEADRACE_CONFIG" in environ
+    if not path.is_file():
+        if wanted:
+            raise ConfigError(f"HEADRACE_CONFIG: there is no file {path}")
+        return _settings({}, "the environment")
+    return _settings(read_yaml(path, environ), str(path))
+
+
+def read_yaml(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The file's mapping with `${VAR}` replaced. Raises ConfigError where it can't be read or a variable is unset."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: a mapping is expected at the top")
+    return _interpolate(document, environ, str(path))
+
+
+def _settings(values: dict[str, Any], source: str) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}: {where or 'settings'}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _interpolate(value: Any, environ: Mapping[str, str], source: str) -> Any:
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda match: _lookup(match, environ, source), value)
+    if isinstance(value, dict):
+        return {str(key): _interpolate(item, environ, source) for key, item in value.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(value, list):
+        return [_interpolate(item, environ, source) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def _lookup(match: re.Match[str], environ: Mapping[str, str], source: str) -> str:
+    name, default = match.group(1), match.group(2)
+    if name in environ:
+        return environ[name]
+    if default is not None:
+        return default
+    raise ConfigError(f"{source}: ${{{name}}} is not set in the environment")

@@ -1,0 +1,217 @@
+"""The values that cross the house: a Job goes in, Chunks come out, one Outcome ends it.
+
+All are frozen and none does I/O. Times are milliseconds since the epoch by Redis's clock unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, Final
+
+import orjson
+
+JsonObject = dict[str, Any]
+
+JOB_ID_PREFIX: Final = "job"
+
+
+class Priority(IntEnum):
+    """A job's class; the number is its lane's, and a smaller one goes first."""
+
+    INTERACTIVE = 0
+    STANDARD = 1
+    BATCH = 2
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class State(StrEnum):
+    """Where a job stands; `common/README.md` has the arrows."""
+
+    DELAYED = "delayed"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+
+ENDED: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
+
+
+class OnDisconnect(StrEnum):
+    """What happens to a job when its last reader has gone."""
+
+    CANCEL = "cancel"
+    CONTINUE = "continue"
+
+
+class OnInterrupt(StrEnum):
+    """What happens to a job whose attempt broke off after readers may have seen tokens of it."""
+
+    FAIL = "fail"
+    RESTART = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One generation asked for: everything that a worker needs and that never changes.
+
+    `body` is the request in OpenAI's shape for `endpoint`. `stream` tells whether the upstream is to be asked for
+    tokens as they come. `deadline_in_ms` and `delay_ms` count from acceptance. `cost_tokens` is an estimate
+    (prompt and answer) that fair share and the wait estimate count in.
+    """
+
+    id: str
+    pool: str
+    tenant: str
+    endpoint: str
+    model: str
+    body: JsonObject
+    priority: Priority = Priority.INTERACTIVE
+    stream: bool = False
+    batch_key: str = ""
+    deadline_in_ms: int = 600_000
+    delay_ms: int = 0
+    max_attempts: int = 3
+    cost_tokens: int = 1
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    on_interrupt: OnInterrupt = OnInterrupt.FAIL
+    metadata: JsonObject = field(default_factory=dict[str, Any])
+    request_id: str = ""
+
+    def encode(self) -> bytes:
+        """The job as JSON bytes, as it is stored."""
+        return orjson.dumps(self)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Job:
+        """The job that `encode` wrote. Raises ValueError or TypeError on anything else."""
+        fields = orjson.loads(raw)
+        fields["priority"] = Priority(fields["priority"])
+        fields["on_disconnect"] = OnDisconnect(fields["on_disconnect"])
+        fields["on_interrupt"] = OnInterrupt(fields["on_interrupt"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens counted, in OpenAI's words; `details` holds the `*_tokens_details` objects as they came."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    details: JsonObject = field(default_factory=dict[str, Any])
+
+    def to_openai(self) -> JsonObject:
+        """OpenAI's usage object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            **self.details,
+        }
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A piece of an answer: OpenAI's streamed `choices`, and usage where the upstream told it.
+
+    Not frozen, only because a frozen dataclass costs three times as much to make and one is made for each token;
+    nobody changes one. `extra` holds other top-level keys worth keeping (`system_fingerprint`, `service_tier`).
+    """
+
+    choices: list[JsonObject]
+    usage: Usage | None = None
+    extra: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job ended badly: a stable code, a sentence for people, and the field at fault where there is one."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended. `timings_ms`: queued, first_token (both from acceptance), total."""
+
+    status: State
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    failure: Failure | None = None
+    timings_ms: dict[str, int] = field(default_factory=dict[str, int])
+    backend: str = ""
+
+    def encode(self) -> bytes:
+        """The outcome as JSON bytes, as the stream's last entry carries it."""
+        return orjson.dumps(self)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Outcome:
+        """The outcome that `encode` wrote."""
+        fields = orjson.loads(raw)
+        fields["status"] = State(fields["status"])
+        if fields["usage"] is not None:
+            fields["usage"] = Usage(**fields["usage"])
+        if fields["failure"] is not None:
+            fields["failure"] = Failure(**fields["failure"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in a job's stream: the attempt's fence, then the event's number in it. Its text is the SSE `id`."""
+
+    fence: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.fence}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The position that `str` wrote. Raises ValueError on anything but two bounded numbers."""
+        fence, dash, seq = text.partition("-")
+        if not dash or not _is_number(fence, 16) or not _is_number(seq, 10):
+            raise ValueError(f"not a stream position: {text[:40]!r}")
+        return cls(int(fence), int(seq))
+
+
+def _is_number(text: str, most_digits: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= most_digits
+
+
+def new_job_id(pool: str) -> str:
+    """A fresh 128-bit job id that names its pool: `job_<pool>_<32 hex digits>`."""
+    return f"{JOB_ID_PREFIX}_{pool}_{secrets.token_hex(16)}"
+
+
+def pool_of(job_id: str) -> str | None:
+    """The pool a job id names, or None where the text is no job id of ours."""
+    prefix, _, rest = job_id.partition("_")
+    pool, _, digits = rest.rpartition("_")
+    if prefix != JOB_ID_PREFIX or not is_pool_name(pool) or len(digits) != 32 or not set(digits) <= _HEX_DIGITS:
+        return None
+    return pool
+
+
+_HEX_DIGITS: Final = frozenset("0123456789abcdef")
+_POOL_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def is_pool_name(name: str) -> bool:
+    """Whether this can name a pool: 1 to 40 of a-z, 0-9 and '-', so that it is safe in keys and in job ids."""
+    return 0 < len(name) <= 40 and set(name) <= _POOL_CHARACTERS

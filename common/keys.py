@@ -1,0 +1,96 @@
+"""Every Redis key's name, its type, and the one module that may write it.
+
+All keys of a pool begin `hr:{<pool>}:` and so share a slot; all keys of a tenant begin `hr:{t:<tenant>}:`.
+Scripts get these names as KEYS, or derive them from the pool's prefix where ids are not known beforehand
+(`job:`, `stream:`, `lane:`, `held:`, `control:`, `inbox:` followed by the id).
+"""
+
+from __future__ import annotations
+
+
+def pool_prefix(pool: str) -> str:
+    """What every key of a pool begins with."""
+    return f"hr:{{{pool}}}:"
+
+
+def job(pool: str, job_id: str) -> str:
+    return f"hr:{{{pool}}}:job:{job_id}"  # hash, queue; TTL: deadline + retention
+
+
+def stream(pool: str, job_id: str) -> str:
+    return f"hr:{{{pool}}}:stream:{job_id}"  # stream, stream (claim and settle add its first and last entry); TTL
+
+
+def lane_name(priority: int, model: str) -> str:
+    """A lane's name within its pool: `<class>:<model>`."""
+    return f"{priority}:{model}"
+
+
+def lane(pool: str, name: str) -> str:
+    return f"hr:{{{pool}}}:lane:{name}"  # zset, queue; member `<enqueued µs>|<batch key>|<job id>`, score fair tag
+
+
+def lanes(pool: str) -> str:
+    return f"hr:{{{pool}}}:lanes"  # set of the names of lanes that hold something, queue; allow-listed
+
+
+def fair(pool: str) -> str:
+    return f"hr:{{{pool}}}:fair"  # hash, queue; virtual times and class credits; allow-listed
+
+
+def delayed(pool: str) -> str:
+    return f"hr:{{{pool}}}:delayed"  # zset id -> due ms, queue; allow-listed
+
+
+def deadlines(pool: str) -> str:
+    return f"hr:{{{pool}}}:deadlines"  # zset id -> deadline ms of every job not ended, queue; allow-listed
+
+
+def abandoned(pool: str) -> str:
+    return f"hr:{{{pool}}}:abandoned"  # zset id -> ms at which a job without readers is cancelled; allow-listed
+
+
+def dead(pool: str) -> str:
+    return f"hr:{{{pool}}}:dead"  # zset id -> ms of the jobs whose attempts are used up, queue; allow-listed
+
+
+def bell(pool: str) -> str:
+    return f"hr:{{{pool}}}:bell"  # list, queue; one element a wake-up, at most 256; allow-listed
+
+
+def workers(pool: str) -> str:
+    return f"hr:{{{pool}}}:workers"  # zset worker id -> lease's end ms (0: being reaped), queue; allow-listed
+
+
+def worker_info(pool: str, worker: str) -> str:
+    return f"hr:{{{pool}}}:worker:{worker}"  # string (JSON), queue; TTL: a few leases
+
+
+def held(pool: str, worker: str) -> str:
+    return f"hr:{{{pool}}}:held:{worker}"  # hash job id -> fence of what this worker runs, queue; TTL
+
+
+def control(pool: str, worker: str) -> str:
+    return f"hr:{{{pool}}}:control:{worker}"  # list of orders to this worker (JSON), queue; TTL
+
+
+def stats(pool: str) -> str:
+    return f"hr:{{{pool}}}:stats"  # hash of counters since ever and the measured drain rate, queue; allow-listed
+
+
+def inbox(pool: str, gateway: str) -> str:
+    return f"hr:{{{pool}}}:inbox:{gateway}"  # stream of frames for one gateway process, stream; TTL
+
+
+def health(pool: str) -> str:
+    return f"hr:{{{pool}}}:health"  # hash backend -> JSON, health; TTL
+
+
+def tenant_jobs(tenant: str) -> str:
+    return f"hr:{{t:{tenant}}}:jobs"  # zset job id -> created ms, queue; TTL
+
+
+ALLOWED_WITHOUT_TTL = frozenset(
+    {"lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "workers", "stats", "lane"}
+)
+"""The second part of the keys that may stand without a TTL; everything else must have one."""

@@ -1,0 +1,1 @@
+"""Everything that happens on a timer, and nothing on a request's path."""

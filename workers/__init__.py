@@ -1,0 +1,1 @@
+"""Takes jobs, talks to models, writes answers."""

@@ -1,0 +1,43 @@
+"""What every provider honours: a call goes in, chunks come out, our errors are raised."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from common.config import Backend
+from common.contracts import Chunk, JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attempt at one backend.
+
+    `body` is the public request in OpenAI's shape, `model` the model's name at the backend. `stream` tells whether
+    the upstream is asked for tokens as they come; otherwise the one chunk holds the whole answer as its deltas.
+    `timeout_s` bounds the whole call (the smaller of the backend's own limit and what the job's deadline leaves).
+    """
+
+    backend: Backend
+    endpoint: str
+    model: str
+    body: JsonObject
+    stream: bool
+    timeout_s: float
+    api_key: str | None = None
+    request_id: str = ""
+
+
+class Provider(Protocol):
+    """A kind of model server. It knows of no queue, breaker, retry or browser."""
+
+    kind: ClassVar[str]
+
+    def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The answer's chunks, in order; usage comes with or before the last where the upstream tells it.
+
+        Raises an UpstreamError (never a foreign exception). Closing the generator, or cancelling the task that
+        drives it, closes the upstream connection.
+        """
+        ...
