@@ -67,7 +67,7 @@ def worker_info(pool: str, worker: str) -> str:
 
 
 def held(pool: str, worker: str) -> str:
-    return f"hr:{{{pool}}}:held:{worker}"  # hash job id -> fence of what this worker runs, queue; TTL
+    return f"hr:{{{pool}}}:held:{worker}"  # hash job id -> fence of what this worker runs, queue; empties by itself
 
 
 def control(pool: str, worker: str) -> str:
@@ -86,11 +86,16 @@ def health(pool: str) -> str:
     return f"hr:{{{pool}}}:health"  # hash backend -> JSON, health; TTL
 
 
+def tenant_prefix(tenant: str) -> str:
+    """What every key of a tenant begins with."""
+    return f"hr:{{t:{tenant}}}:"
+
+
 def tenant_jobs(tenant: str) -> str:
     return f"hr:{{t:{tenant}}}:jobs"  # zset job id -> created ms, queue; TTL
 
 
 ALLOWED_WITHOUT_TTL = frozenset(
-    {"lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "workers", "stats", "lane"}
+    {"lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "workers", "stats", "lane", "held"}
 )
 """The second part of the keys that may stand without a TTL; everything else must have one."""

@@ -1,0 +1,25 @@
+#!lua flags=allow-oom
+-- Lists the jobs of workers whose lease lapsed, and shuts those workers out. The caller releases the jobs one by one;
+-- a worker leaves the list when nothing of it is left, so a reaper that dies half-way is finished by the next round.
+-- KEYS 1 workers (zset)
+-- ARGV 1 pool prefix  2 clock offset ms  3 most jobs to list
+-- Returns a flat list of (worker id, job id, fence)
+-- Derives `held:`, `worker:`, `control:` keys.
+local workers = KEYS[1]
+local prefix, offset_ms, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
+local reply = {}
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, '-inf', now_ms)) do
+  redis.call('ZADD', workers, 0, worker)
+  local held = redis.call('HGETALL', prefix .. 'held:' .. worker)
+  if #held == 0 then
+    redis.call('ZREM', workers, worker)
+    redis.call('DEL', prefix .. 'worker:' .. worker, prefix .. 'control:' .. worker)
+  end
+  for i = 1, #held, 2 do
+    if #reply >= most * 3 then return reply end
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = worker, held[i], held[i + 1]
+  end
+end
+return reply

@@ -1,0 +1,70 @@
+#!lua flags=allow-oom
+-- Ends a job: last tokens, last stream entry, state, result and counters in one step. The only script that ends one.
+-- Safe to send again: a job ends once, and the same end sent twice answers "already".
+-- KEYS 1 job (hash)  2 stream (stream)  3 held (hash)  4 deadlines (zset)  5 stats (hash)  6 abandoned (zset)
+--      7 dead (zset)  8 delayed (zset)  9 lanes (set)
+-- ARGV 1 pool prefix  2 clock offset ms  3 job id  4 worker id, or '' for a job that is not running  5 fence
+--      6 last tokens (JSON, one event a line) or ''  7 their last event's number  8 the outcome's number, or '*'
+--      9 outcome (JSON)  10 status  11 result (JSON) or ''  12 '1': the readers' frame carries the result, not tokens
+--      13 how long the record stays, ms  14 how long the stream stays, ms  15 '1': attempts used up, list as dead
+--      16 most entries kept in an inbox  17 tokens worked off
+-- Returns 0 ended, 1 refused (not the owner, or in another state), 2 unknown job, 3 already ended this way
+-- Derives `lane:` and `inbox:` keys.
+local job, stream, held, deadlines, stats, abandoned, dead, delayed, lanes = unpack(KEYS)
+local prefix, offset_ms, id, worker, fence = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local events, events_seq, outcome_seq, outcome = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local status, result, share_result = ARGV[10], ARGV[11], ARGV[12] == '1'
+
+local field = redis.call('HMGET', job, 'state', 'worker', 'fence', 'inbox', 'lane', 'member')
+local state, lane_name = field[1], field[5]
+if not state then return 2 end
+if state ~= 'running' and state ~= 'queued' and state ~= 'delayed' then
+  return (state == status and field[3] == fence) and 3 or 1
+end
+if field[3] ~= fence then return 1 end
+if worker ~= '' then
+  if state ~= 'running' or field[2] ~= worker then return 1 end
+elseif state == 'running' then
+  return 1
+elseif state == 'delayed' then
+  redis.call('ZREM', delayed, id)
+else
+  local lane = prefix .. 'lane:' .. lane_name
+  redis.call('ZREM', lane, field[6])
+  if redis.call('EXISTS', lane) == 0 then redis.call('SREM', lanes, lane_name) end
+end
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
+local frame = {}
+if events ~= '' then
+  local position = fence .. '-' .. events_seq
+  -- Already there when a try's reply was lost after an append; then it is the same text.
+  redis.pcall('XADD', stream, position, 'c', events)
+  if not share_result then frame = {id, position, 'c', events} end
+end
+local added = redis.pcall('XADD', stream, fence .. '-' .. outcome_seq, 'o', outcome)
+if type(added) ~= 'string' then added = redis.call('XADD', stream, fence .. '-*', 'o', outcome) end
+local last = #frame
+frame[last + 1], frame[last + 2], frame[last + 3], frame[last + 4] = id, added, 'o', outcome
+if share_result then
+  frame[last + 5], frame[last + 6] = 'r', result
+end
+
+redis.call('HSET', job, 'state', status, 'outcome', outcome, 'finished_ms', now_ms)
+if result ~= '' then redis.call('HSET', job, 'result', result) end
+redis.call('PEXPIRE', job, ARGV[13])
+redis.call('PEXPIRE', stream, ARGV[14])
+redis.call('ZREM', deadlines, id)
+redis.call('ZREM', abandoned, id)
+if worker ~= '' then redis.call('HDEL', held, id) end
+redis.call('HINCRBY', stats, status, 1)
+redis.call('HINCRBY', stats, 'settled_tokens', ARGV[17])
+if ARGV[15] == '1' then
+  redis.call('ZADD', dead, now_ms, id)
+  redis.call('ZREMRANGEBYRANK', dead, 0, -10001)
+end
+for gateway in string.gmatch(field[4] or '', '[^,]+') do
+  redis.call('XADD', prefix .. 'inbox:' .. gateway, 'NOMKSTREAM', 'MAXLEN', '~', ARGV[16], '*', unpack(frame))
+end
+return 0

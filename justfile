@@ -1,0 +1,46 @@
+set shell := ["/bin/sh", "-eu", "-c"]
+set positional-arguments := true
+
+# Show this list
+[private]
+default:
+    @./just --list --unsorted
+
+# Ask a real little model through the whole stack, and cut and resume its stream: ./just demo "my question"
+demo *question:
+    @exec .venv/bin/headrace demo "$@"
+
+# Run the whole stack on this machine until Ctrl-C
+up *options:
+    @exec .venv/bin/headrace up "$@"
+
+# Run every test but the benchmarks
+test *options:
+    @.venv/bin/python -m pytest -q "$@" tests --ignore=tests/bench
+
+# Run the tests that need seconds: unit, store and house
+quick *options:
+    @.venv/bin/python -m pytest -q "$@" tests/unit tests/store tests/house
+
+# Look for mistakes without running anything: lint, format, types, who imports whom
+check:
+    @.venv/bin/ruff check --quiet .
+    @.venv/bin/ruff format --quiet --check .
+    @.venv/bin/basedpyright --level error
+    @.venv/bin/lint-imports
+
+# Mend what the linter and the formatter can mend
+fix:
+    @.venv/bin/ruff check --quiet --fix .
+    @.venv/bin/ruff format --quiet .
+
+# Measure, and print each figure beside its method: ./just bench --help
+bench *options:
+    @.venv/bin/python -m tests.bench "$@"
+
+# Resolve the dependencies anew: requirements.lock and deploy/requirements.lock
+lock:
+    @.venv/bin/uv pip compile --quiet pyproject.toml --extra local --extra dev --generate-hashes --universal \
+        --no-header --output-file requirements.lock
+    @.venv/bin/uv pip compile --quiet pyproject.toml --constraints requirements.lock --generate-hashes --universal \
+        --no-header --output-file deploy/requirements.lock

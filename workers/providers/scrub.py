@@ -1,0 +1,58 @@
+"""Makes an upstream's own words safe to pass on: short, one line, no keys, no addresses, nothing of the prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from common.contracts import JsonObject
+
+MAX_CHARACTERS: Final = 300
+# Text this short says nothing about a prompt, and removing it would tear ordinary words out of messages.
+MIN_SECRET_CHARACTERS: Final = 8
+MAX_RAW_CHARACTERS: Final = 16_384
+
+_RULES: Final = (
+    # What validation errors repeat of the input: pydantic's `input_value=…`, FastAPI's `'input': …`, to the end.
+    (re.compile(r"""['"]?\binput(?:_value)?['"]?\s*[:=].*""", re.IGNORECASE | re.DOTALL), "[input]"),
+    (re.compile(r"\b(?:https?|wss?|grpc|unix)://[^\s'\"<>)\]]+", re.IGNORECASE), "[address]"),
+    (re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b"), "[address]"),
+    (re.compile(r"\b(?:bearer|basic)\s+[A-Za-z0-9._~+/=*-]+", re.IGNORECASE), "[key]"),
+    (re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|nvapi|AIza)[-_]?[A-Za-z0-9_*-]{8,}"), "[key]"),
+    (re.compile(r"\b[A-Za-z0-9_-]{32,}\b"), "[key]"),
+    # A long quotation is more likely the caller's text than the server's.
+    (re.compile(r"(['\"`])(?:(?!\1).){41,}\1", re.DOTALL), "[text]"),
+    (re.compile(r"\s+|[\x00-\x1f\x7f-\x9f\u2028\u2029]+"), " "),
+)
+
+
+def safe(text: str, secrets: Iterable[str] = ()) -> str:
+    """The text without the secrets given and without what looks like one; at most MAX_CHARACTERS."""
+    text = text[:MAX_RAW_CHARACTERS]
+    for secret in secrets:
+        if len(secret) >= MIN_SECRET_CHARACTERS:
+            text = text.replace(secret, "[removed]")
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    text = text.strip()
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
+
+
+def prompt_texts(body: JsonObject) -> Iterator[str]:
+    """Every text that the caller wrote into this request's prompt, the longest pieces whole."""
+    for field in ("messages", "prompt", "input"):
+        yield from _texts(body.get(field))
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+        yield from (line for line in value.splitlines() if line != value)
+    elif isinstance(value, list):
+        for item in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from _texts(item)  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, dict):
+        for key, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+            if key not in ("role", "type"):
+                yield from _texts(item)  # pyright: ignore[reportUnknownArgumentType]
