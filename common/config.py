@@ -88,10 +88,14 @@ class Backend(Row):
 
 
 class Target(Row):
-    """One place where a public model can be had: a backend, and the model's name there."""
+    """One place where a public model can be had: a backend, and the model's name there.
+
+    Targets are tried in order; neighbours that have the same `weight` share the load.
+    """
 
     backend: str
     model: str
+    weight: PositiveFloat | None = None
 
 
 class Price(Row):
@@ -190,6 +194,15 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings
+
+    @property
+    def effective_redis_url(self) -> str:
+        """Where Redis is, for a process of its own."""
+        return self.redis_url or DEFAULT_REDIS_URL
+
+    def metrics_port_or(self, default: int) -> int:
+        """The metrics port set, or this process's own default."""
+        return default if self.metrics_port is None else self.metrics_port
 
     @cached_property
     def backend_by_name(self) -> dict[str, Backend]:

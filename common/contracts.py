@@ -67,7 +67,7 @@ class Job:
     """One generation asked for: everything that a worker needs and that never changes.
 
     `body` is the request in OpenAI's shape for `endpoint`. `stream` tells whether the upstream is to be asked for
-    tokens as they come. `deadline_in_ms` and `delay_ms` count from acceptance. `cost_tokens` is an estimate
+    tokens as they come, `include_usage` whether the stream's readers get OpenAI's usage chunk. `deadline_in_ms` and `delay_ms` count from acceptance. `cost_tokens` is an estimate
     (prompt and answer) that fair share and the wait estimate count in.
     """
 
@@ -79,6 +79,7 @@ class Job:
     body: JsonObject
     priority: Priority = Priority.INTERACTIVE
     stream: bool = False
+    include_usage: bool = False
     batch_key: str = ""
     deadline_in_ms: int = 600_000
     delay_ms: int = 0

@@ -99,3 +99,11 @@ ALLOWED_WITHOUT_TTL = frozenset(
     {"lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "workers", "stats", "lane", "held"}
 )
 """The second part of the keys that may stand without a TTL; everything else must have one."""
+
+EVERY_KEY = "hr:{*"
+"""What every key of ours matches."""
+
+
+def kind_of(key: str) -> str:
+    """The second part of a key: what it is, whatever pool or tenant it belongs to."""
+    return key.partition("}:")[2].partition(":")[0]

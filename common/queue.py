@@ -6,6 +6,7 @@ Each state change is one script of `common/lua`. What is safe to send again says
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
@@ -15,6 +16,7 @@ import orjson
 
 from common import keys
 from common.contracts import Failure, Job, JsonObject, Outcome, Priority, State, pool_of
+from common.errors import StoreFull
 from common.store import Store
 
 INBOX_MOST_ENTRIES: Final = 4096
@@ -184,7 +186,7 @@ class Queue:
             (keys.tenant_jobs(job.tenant),),
             (job.id, TENANT_JOBS_MOST, job.deadline_in_ms + retention_ms),
         )
-        code, created_ms, ahead = await self._store.call(
+        submitted = self._store.call(
             "submit",
             keys.pool_prefix(pool),
             names,
@@ -205,7 +207,12 @@ class Queue:
                 retention_ms,
             ),
         )
-        await noted
+        code, created_ms, ahead = await submitted
+        # Memory ran out between the two: the job is taken, and only missing among its tenant's.
+        with suppress(StoreFull):
+            await noted
+        if code == Submitted.FULL:
+            await self._store.command("ZREM", keys.tenant_jobs(job.tenant), job.id)
         return Admitted(Submitted(code), int(created_ms), int(ahead))
 
     async def get(self, job_id: str) -> Record | None:
@@ -279,8 +286,8 @@ class Queue:
         )
         return bool(await self._store.call("leave", keys.pool_prefix(pool), names, (worker,)))
 
-    async def claim(self, pool: str, worker: str, *, most: int, models: Sequence[str]) -> list[Claim] | None:
-        """Up to `most` jobs that this worker now owns; None where it has no lease.
+    async def claim(self, pool: str, worker: str, *, most: int, lanes: Sequence[str]) -> list[Claim] | None:
+        """Up to `most` jobs of these lanes (`keys.lane_name`) that this worker now owns; None where it has no lease.
 
         Not safe to send again blindly: a lost reply leaves jobs held that nobody runs; `held` tells them.
         """
@@ -297,7 +304,7 @@ class Queue:
                 SLACK_MS[Priority.BATCH],
                 AGED_SHARE,
                 self._retention.stream_s * 1000,
-                *models,
+                *lanes,
             ),
         )
         return None if reply[0] == -1 else _claims(reply)
@@ -442,7 +449,7 @@ class Queue:
         await self._store.command("HSET", keys.stats(pool), *flat)
 
     async def sweep_fair(self, pool: str) -> int:
-        """The number of fair-share times forgotten, of lanes that are empty. Safe to send again."""
+        """The number of tenants' fair-share times forgotten that say nothing any more. Safe to send again."""
         flat: list[bytes] = await self._store.command("HGETALL", keys.fair(pool))
         by_lane: dict[str, list[bytes]] = {}
         for raw in flat[::2]:
@@ -465,13 +472,11 @@ def batch_digest(batch_key: str) -> str:
 
 
 def lane_of_fair_field(field: str) -> str | None:
-    """The lane that a field of the fair-share hash belongs to; None for the class credits.
+    """The lane in which a field of the fair-share hash is a tenant's time; None for any other field.
 
-    `v:<lane>` is a lane's virtual time, `f:<lane>:<tenant>` a tenant's; a tenant's id has no colon.
+    It is `f:<lane>:<tenant>`, and a tenant's id has no colon.
     """
     kind, _, rest = field.partition(":")
-    if kind == "v":
-        return rest
     return rest.rpartition(":")[0] if kind == "f" else None
 
 

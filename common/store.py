@@ -1,30 +1,37 @@
 """The one way to Redis: scripts by name, everything of one moment in one pipeline, no wait without a limit.
 
 Calls gather while a pipeline is on its way and go together as the next one, so that a busy process makes few, large
-writes and an idle one writes at once. All calls of one Store therefore happen in the order they were made.
+writes and an idle one writes at once. All calls of one Store therefore happen in the order they were made. A server
+has either all of the scripts or none: were one forgotten alone, its calls would be overtaken by those after them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha1
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
-from redis.backoff import NoBackoff
+from hiredis import pack_command
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
-    ConnectionError as RedisConnectionError,
     MasterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
@@ -48,6 +55,10 @@ _UNAVAILABLE: Final = (
 )
 
 
+# The stub gives it a tuple of one word.
+_pack: Final = cast("Callable[[tuple[Argument, ...]], bytes]", pack_command)
+
+
 class Script:
     """A Lua file and the digest that the server knows it by."""
 
@@ -66,13 +77,13 @@ def load_scripts() -> dict[str, Script]:
 
 
 class _Trip:
-    """One command under way: its words, and where its reply goes."""
+    """One command under way: its name for messages, its bytes, and where its reply goes."""
 
-    __slots__ = ("reply", "script", "words")
+    __slots__ = ("name", "packed", "reply")
 
-    def __init__(self, words: tuple[Argument, ...], script: Script | None, reply: asyncio.Future[Any]) -> None:
-        self.words = words
-        self.script = script
+    def __init__(self, name: str, packed: bytes, reply: asyncio.Future[Any]) -> None:
+        self.name = name
+        self.packed = packed
         self.reply = reply
 
 
@@ -85,9 +96,11 @@ class Store:
         self.scripts = load_scripts()
         self.clock_offset_ms = clock_offset_ms
         self._waiting: list[_Trip] = []
-        self._connection: Connection | None = None
+        self._connection: AbstractConnection | None = None
         self._wake: asyncio.Event = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
+        self._closed = False
+        self._load = [_pack(("SCRIPT", "LOAD", script.source)) for script in self.scripts.values()]
 
     @classmethod
     def from_url(cls, url: str, *, clock_offset_ms: int = 0) -> Store:
@@ -108,39 +121,41 @@ class Store:
         return cls(pool, clock_offset_ms=clock_offset_ms)
 
     async def close(self) -> None:
-        """Ends the pump and every connection; calls still waiting fail with StoreUnavailable."""
+        """Ends the pump and every connection; calls still waiting, and later ones, fail with StoreUnavailable."""
+        self._closed = True
         if self._pump is not None:
             self._pump.cancel()
             with suppress(asyncio.CancelledError):
                 await self._pump
-        self._fail(self._waiting, StoreUnavailable("The store was closed."))
-        self._waiting = []
-        await self._drop_connection()
+        await self._give_up([], StoreUnavailable("The store was closed."))
         await self.client.aclose()
         await self.pool.disconnect()
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, script: str, prefix: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+    def call(self, script: str, prefix: str, keys: Sequence[str], args: Sequence[Argument]) -> asyncio.Future[Any]:
         """A script's reply. Raises StoreUnavailable, StoreFull or InternalError; never waits above the time limit.
 
-        The pool's prefix and the clock offset become ARGV 1 and 2 of every script.
+        The pool's prefix and the clock offset become ARGV 1 and 2 of every script. It is under way at once, awaited
+        or not.
         """
-        entry = self.scripts[script]
-        words = ("EVALSHA", entry.digest, len(keys), *keys, prefix, self.clock_offset_ms, *args)
-        return await self._send(words, entry)
+        words = ("EVALSHA", self.scripts[script].digest, len(keys), *keys, prefix, self.clock_offset_ms, *args)
+        return self._send(script, words)
 
-    async def command(self, *words: Argument) -> Any:
+    def command(self, *words: Argument) -> asyncio.Future[Any]:
         """A plain command's raw reply, with the same errors and limits as `call`."""
-        return await self._send(words, None)
+        return self._send(str(words[0]), words)
 
-    def _send(self, words: tuple[Argument, ...], script: Script | None) -> asyncio.Future[Any]:
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Trip(words, script, reply))
-        if self._pump is None:
+    def _send(self, name: str, words: tuple[Argument, ...]) -> asyncio.Future[Any]:
+        if self._closed:
+            raise StoreUnavailable("The store was closed.")
+        # Packed here, so that words that can't be sent fail their own caller and nobody else.
+        trip = _Trip(name, _pack(words), asyncio.get_running_loop().create_future())
+        self._waiting.append(trip)
+        if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run(), name="store pump")
         self._wake.set()
-        return reply
+        return trip.reply
 
     # --- the pump: one pipeline at a time -----------------------------------------------------------------------------
 
@@ -157,94 +172,102 @@ class Store:
     async def _exchange(self, trips: list[_Trip]) -> None:
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                replies = await self._pipeline([trip.words for trip in trips])
-                forgotten = [trip for trip, reply in zip(trips, replies, strict=True) if _is_noscript(reply)]
-                if forgotten:
-                    replies = await self._again_with_source(trips, replies)
+                replies = await self._replies(trips)
+        except RedisError as error:
+            await self._give_up(trips, _translate(error, "the connection"))
         except _UNAVAILABLE as error:
-            await self._drop_connection()
-            # Whatever gathered meanwhile would only wait as long again.
-            trips += self._waiting
-            self._waiting = []
-            self._fail(trips, StoreUnavailable(f"The queue's store cannot be reached ({type(error).__name__})."))
-            return
-        except asyncio.CancelledError:
-            await self._drop_connection()
-            self._fail(trips, StoreUnavailable("The store was closed."))
+            await self._give_up(trips, _unreachable(error))
+        except BaseException:
+            await self._give_up(trips, StoreUnavailable("The store was closed."))
             raise
-        for trip, reply in zip(trips, replies, strict=True):
-            _answer(trip, reply)
-
-    async def _pipeline(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        connection = self._connection
-        if connection is None:
-            connection = await self.pool.get_connection()
-            self._connection = connection
-        if len(commands) == 1:
-            await connection.send_packed_command(connection.pack_command(*commands[0]))
         else:
-            await connection.send_packed_command(connection.pack_commands(commands))
-        return [await _read(connection) for _ in commands]
+            for trip, reply in zip(trips, replies, strict=True):
+                _answer(trip, reply)
 
-    async def _again_with_source(self, trips: list[_Trip], replies: list[Any]) -> list[Any]:
-        """The replies once more, the server having forgotten scripts (it restarted, or someone flushed them)."""
-        again: dict[int, tuple[Argument, ...]] = {}
-        for index, (trip, reply) in enumerate(zip(trips, replies, strict=True)):
-            if trip.script is not None and _is_noscript(reply):
-                again[index] = ("EVAL", trip.script.source, *trip.words[2:])
-        for index, reply in zip(again, await self._pipeline(list(again.values())), strict=True):
-            replies[index] = reply
+    async def _give_up(self, trips: list[_Trip], error: HeadraceError) -> None:
+        """Fails these calls, and whatever gathered meanwhile, which would only wait as long again."""
+        await self._drop_connection()
+        trips = trips + self._waiting
+        self._waiting = []
+        for trip in trips:
+            _refuse(trip, error)
+
+    async def _replies(self, trips: list[_Trip]) -> list[Any]:
+        if self._connection is None:
+            self._connection = await self.pool.get_connection()
+            await self._pipeline(self._connection, self._load)
+        replies = await self._pipeline(self._connection, [trip.packed for trip in trips])
+        forgotten = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if forgotten:
+            # Someone flushed them under way; those that were refused did nothing.
+            await self._pipeline(self._connection, self._load)
+            again = await self._pipeline(self._connection, [trips[i].packed for i in forgotten])
+            for i, reply in zip(forgotten, again, strict=True):
+                replies[i] = reply
         return replies
+
+    async def _pipeline(self, connection: AbstractConnection, packed: list[bytes]) -> list[Any]:
+        await connection.send_packed_command(packed)
+        return [await _read(connection) for _ in packed]
 
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(RedisError, OSError, asyncio.TimeoutError):
-                await connection.disconnect(nowait=True)
+            await _hang_up(connection)
             await self.pool.release(connection)
-
-    def _fail(self, trips: list[_Trip], error: HeadraceError) -> None:
-        for trip in trips:
-            if not trip.reply.done():
-                trip.reply.set_exception(error)
-                # A caller that was cancelled will never ask; its silence is no news.
-                trip.reply.exception()
 
     # --- blocking reads -----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def blocking(self) -> AsyncIterator[BlockingReader]:
-        """A connection of its own for commands that wait on the server; closed at the end, never handed back waiting."""
+    async def blocking(self) -> AsyncGenerator[BlockingReader]:
+        """A connection of its own for commands that wait on the server; closed at the end."""
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 connection = await self.pool.get_connection()
+        except RedisError as error:
+            raise _translate(error, "the connection") from error
         except _UNAVAILABLE as error:
-            raise StoreUnavailable(f"The queue's store cannot be reached ({type(error).__name__}).") from error
+            raise _unreachable(error) from error
         try:
             yield BlockingReader(connection)
         finally:
-            with suppress(RedisError, OSError, asyncio.TimeoutError):
-                await connection.disconnect(nowait=True)
+            await _hang_up(connection)
             await self.pool.release(connection)
 
 
 class BlockingReader:
     """A connection that one reader waits on."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
 
     async def command(self, *words: Argument, wait_s: float) -> Any:
-        """The raw reply of a command that waits up to `wait_s` on the server. Raises StoreUnavailable."""
+        """The raw reply of a command that waits up to `wait_s` on the server. Raises StoreUnavailable or InternalError.
+
+        After an error or a cancelled wait it starts afresh: a late reply never answers a later command.
+        """
+        packed = _pack(words)
         try:
             async with asyncio.timeout(wait_s + REPLY_TIMEOUT_S):
-                await self._connection.send_packed_command(self._connection.pack_command(*words))
+                await self._connection.send_packed_command([packed])
                 return await self._connection.read_response(disable_decoding=True)
+        except RedisError as error:
+            await _hang_up(self._connection)
+            raise _translate(error, str(words[0])) from error
         except _UNAVAILABLE as error:
-            raise StoreUnavailable(f"The queue's store cannot be reached ({type(error).__name__}).") from error
+            await _hang_up(self._connection)
+            raise _unreachable(error) from error
+        except BaseException:
+            await _hang_up(self._connection)
+            raise
 
 
-async def _read(connection: Connection) -> Any:
+async def _hang_up(connection: AbstractConnection) -> None:
+    with suppress(RedisError, OSError, TimeoutError):
+        await connection.disconnect(nowait=True)
+
+
+async def _read(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response(disable_decoding=True)
     except _UNAVAILABLE:
@@ -253,23 +276,29 @@ async def _read(connection: Connection) -> Any:
         return error
 
 
-def _is_noscript(reply: object) -> bool:
-    return isinstance(reply, NoScriptError)
-
-
 def _answer(trip: _Trip, reply: Any) -> None:
     if trip.reply.done():
         return
-    if not isinstance(reply, RedisError):
+    if isinstance(reply, RedisError):
+        _refuse(trip, _translate(reply, trip.name))
+    else:
         trip.reply.set_result(reply)
-        return
-    trip.reply.set_exception(_translate(reply, trip))
 
 
-def _translate(error: RedisError, trip: _Trip) -> HeadraceError:
+def _refuse(trip: _Trip, error: HeadraceError) -> None:
+    if not trip.reply.done():
+        trip.reply.set_exception(error)
+        # A caller that gave up will never ask; its silence is no news.
+        trip.reply.exception()
+
+
+def _translate(error: RedisError, name: str) -> HeadraceError:
+    if isinstance(error, _UNAVAILABLE) or str(error).startswith(("MISCONF", "NOREPLICAS")):
+        return _unreachable(error)
     if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM"):
         return StoreFull()
-    if isinstance(error, _UNAVAILABLE):
-        return StoreUnavailable()
-    name = trip.script.name if trip.script else str(trip.words[0])
     return InternalError(f"The store refused {name}: {str(error)[:200]}")
+
+
+def _unreachable(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"The queue's store cannot be reached ({type(error).__name__}).")

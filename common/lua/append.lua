@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Appends tokens to several jobs' streams and puts one frame in the inbox of each gateway that reads them.
--- Refuses what a worker sends for a job that is no longer its own. Safe to send again: a position is written once.
+-- Refuses what a worker sends for a job that is no longer its own, or has ended. Safe to send again: a position is written once.
 -- KEYS 1 abandoned (zset)
 -- ARGV 1 pool prefix  2 clock offset ms  3 worker id  4 most entries kept in an inbox  5 grace before a job without
 --      readers is cancelled, ms  6… for each job: id, fence, last event's number, events (JSON, one a line)
@@ -11,7 +11,7 @@ local prefix, offset_ms, worker, inbox_most = ARGV[1], tonumber(ARGV[2]), ARGV[3
 local grace_ms = tonumber(ARGV[5])
 local refused, frames = {}, {}
 
-local function write(stream, fence, position, events)
+local function write(stream, position, events)
   local written = redis.pcall('XADD', stream, 'NOMKSTREAM', position, 'c', events)
   if type(written) == 'string' then return 0 end
   if not written then return 2 end
@@ -33,9 +33,12 @@ end
 
 for i = 6, #ARGV, 4 do
   local id, fence, position, events = ARGV[i], ARGV[i + 1], ARGV[i + 1] .. '-' .. ARGV[i + 2], ARGV[i + 3]
-  local field = redis.call('HMGET', prefix .. 'job:' .. id, 'worker', 'fence', 'inbox')
+  local field = redis.call('HMGET', prefix .. 'job:' .. id, 'worker', 'fence', 'inbox', 'state')
   local code = 1
-  if field[1] == worker and field[2] == fence then code = write(prefix .. 'stream:' .. id, fence, position, events) end
+  -- An ended job keeps its owner's name, and nothing may follow its outcome.
+  if field[1] == worker and field[2] == fence and field[4] == 'running' then
+    code = write(prefix .. 'stream:' .. id, position, events)
+  end
   if code ~= 0 then
     refused[#refused + 1] = (i - 2) / 4
     refused[#refused + 1] = code

@@ -2,16 +2,17 @@
 -- Gives a worker up to n jobs: from the highest class that waits, the earliest entry first among its lanes, and inside
 -- a lane by fair tag. A lower class whose head has waited past the class's slack earns a share of the claims, so that
 -- none starves; a deep old backlog gets no more than that share, so that batch work never holds up chat.
--- Takes jobs with the first one's batch key along, within a window. Marks owner and fence and opens the stream entry.
+-- Takes jobs with the first one's batch key along, within a window, but not on that share. Marks owner and fence and opens the stream entry.
 -- KEYS 1 lanes (set)  2 fair (hash)  3 workers (zset)  4 bell (list)  5 held (hash)
 -- ARGV 1 pool prefix  2 clock offset ms  3 worker id  4 most jobs to take (n)  5 batch window, members
 --      6 slack of class 1 ms  7 slack of class 2 ms  8 share of claims that an aged class earns, 0 to 1
---      9 how long a stream outlives its job's deadline, ms  10… models this worker can serve now
+--      9 how long a stream outlives its job's deadline, ms  10… names of the lanes this worker can serve now
 -- Returns {-1} when the worker has no lease, else {now ms, then for each job: id, fence, attempt, failures,
 --      created ms, deadline ms, spec}
 -- Derives `job:`, `stream:`, `lane:` keys.
 local lanes, fair, workers, bell, held = unpack(KEYS)
-local prefix, offset_ms, worker, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local prefix, offset_ms, worker, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], math.min(tonumber(ARGV[4]), 1000)
+local most_dropped = 1000
 local window, share, retention_ms = tonumber(ARGV[5]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local slack_ms = {[0] = 0, tonumber(ARGV[6]), tonumber(ARGV[7])}
 
@@ -26,7 +27,7 @@ for i = 10, #ARGV do served[ARGV[i]] = true end
 -- A lane here: its name, class, and the head of its zset as a flat list of member, tag, member, tag, …
 local open, classes = {}, {}
 for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
-  if served[string.sub(name, 3)] then
+  if served[name] then
     local head = redis.call('ZRANGE', prefix .. 'lane:' .. name, 0, n - 1, 'WITHSCORES')
     if #head > 0 then
       local class = tonumber(string.sub(name, 1, 1))
@@ -36,8 +37,17 @@ for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
   end
 end
 
+-- Whether something of the lane is left; reads on where all that was read is taken.
 local function waiting(lane)
-  while lane.at <= #lane.head and lane.gone[lane.head[lane.at]] do lane.at = lane.at + 2 end
+  while lane.gone[lane.head[lane.at]] do
+    lane.at = lane.at + 2
+    if lane.at > #lane.head then
+      local from = #lane.head / 2
+      for _, item in ipairs(redis.call('ZRANGE', prefix .. 'lane:' .. lane.name, from, from + n - 1, 'WITHSCORES')) do
+        lane.head[#lane.head + 1] = item
+      end
+    end
+  end
   return lane.at <= #lane.head
 end
 
@@ -59,6 +69,7 @@ if (classes[0] and (classes[1] or classes[2])) or (classes[1] and classes[2]) th
   credits = {tonumber(kept[1] or 0), tonumber(kept[2] or 0)}
 end
 
+-- The lane to take from, and whether it is on an aged class's share.
 local function choose()
   local first = first_of_classes()
   local best = first[0] or first[1] or first[2]
@@ -70,15 +81,15 @@ local function choose()
       credits_changed = true
       if credits[class] >= 1 then
         credits[class] = credits[class] - 1
-        return lane
+        return lane, true
       end
     end
   end
-  return best
+  return best, false
 end
 
 local reply = {now_ms}
-local count = 0
+local count, dropped = 0, 0
 
 local function take(lane, member, tag)
   lane.taken[#lane.taken + 1] = member
@@ -89,7 +100,10 @@ local function take(lane, member, tag)
   local field = redis.call('HMGET', job, 'state', 'deadline_ms', 'fence', 'attempt', 'failures', 'created_ms', 'spec')
   local deadline_ms = tonumber(field[2] or 0)
   -- What is past its deadline is never dispatched; its end is the scheduler's, from the deadlines.
-  if field[1] ~= 'queued' or deadline_ms <= now_ms then return end
+  if field[1] ~= 'queued' or deadline_ms <= now_ms then
+    dropped = dropped + 1
+    return
+  end
   local fence = math.max(now_ms, tonumber(field[3]) + 1)
   local fence_text, attempt = string.format('%.0f', fence), tonumber(field[4]) + 1
   redis.call('HSET', job, 'state', 'running', 'worker', worker, 'fence', fence_text, 'attempt', attempt,
@@ -114,19 +128,22 @@ local function take_same_key(lane, member)
   end
 end
 
-while count < n do
-  local lane = choose()
+while count < n and dropped < most_dropped do
+  local lane, on_share = choose()
   if not lane then break end
   local member, tag = lane.head[lane.at], lane.head[lane.at + 1]
   take(lane, member, tag)
-  if count < n then take_same_key(lane, member) end
+  if count < n and not on_share then take_same_key(lane, member) end
 end
 
 for _, lane in ipairs(open) do
   if #lane.taken > 0 then
     local key = prefix .. 'lane:' .. lane.name
     redis.call('ZREM', key, unpack(lane.taken))
-    redis.call('HSET', fair, 'v:' .. lane.name, string.format('%.0f', lane.tag))
+    -- It never goes back: a job that was put back has an old tag.
+    if lane.tag > tonumber(redis.call('HGET', fair, 'v:' .. lane.name) or -1) then
+      redis.call('HSET', fair, 'v:' .. lane.name, string.format('%.0f', lane.tag))
+    end
     if redis.call('EXISTS', key) == 0 then redis.call('SREM', lanes, lane.name) end
   end
 end
@@ -134,5 +151,9 @@ if credits_changed then
   redis.call('HSET', fair, 'c:1', credits[1], 'c:2', credits[2])
 end
 -- Nothing waits: the bells still hanging would only wake workers for nothing.
-if redis.call('SCARD', lanes) == 0 then redis.call('DEL', bell) end
+if redis.call('SCARD', lanes) == 0 then
+  redis.call('DEL', bell)
+elseif dropped >= most_dropped then
+  redis.call('LPUSH', bell, 1)
+end
 return reply

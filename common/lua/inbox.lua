@@ -1,5 +1,5 @@
-#!lua
--- Makes a gateway's inbox or renews its life.
+#!lua flags=allow-oom
+-- Makes a gateway's inbox or renews its life; also when memory is full, since running work is read through it.
 -- KEYS 1 inbox (stream)
 -- ARGV 1 pool prefix  2 clock offset ms  3 life, ms
 -- Returns 1 renewed, 0 made anew (what was in flight is lost; the job streams have it)

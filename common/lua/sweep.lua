@@ -1,8 +1,18 @@
 #!lua flags=allow-oom
--- Forgets fair-share times that say nothing any more: of lanes that are empty.
+-- Forgets tenants' fair-share times that say nothing any more: those the lane's virtual time has passed, and all of a
+-- lane that is empty. The virtual time itself stays: a job that comes back with an old tag must not wait behind new ones.
 -- KEYS 1 fair (hash)
--- ARGV 1 pool prefix  2 clock offset ms  3 lane name  4… fields of that lane
+-- ARGV 1 pool prefix  2 clock offset ms  3 lane name  4… tenants' fields of that lane
 -- Returns the number of fields removed
 -- Derives `lane:` keys.
-if redis.call('EXISTS', ARGV[1] .. 'lane:' .. ARGV[3]) == 1 then return 0 end
-return redis.call('HDEL', KEYS[1], unpack(ARGV, 4))
+local fair = KEYS[1]
+local prefix, lane_name = ARGV[1], ARGV[3]
+local empty = redis.call('EXISTS', prefix .. 'lane:' .. lane_name) == 0
+local virtual = tonumber(redis.call('HGET', fair, 'v:' .. lane_name) or 0)
+local removed = 0
+for i = 4, #ARGV do
+  if empty or tonumber(redis.call('HGET', fair, ARGV[i]) or 0) <= virtual then
+    removed = removed + redis.call('HDEL', fair, ARGV[i])
+  end
+end
+return removed

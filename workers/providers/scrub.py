@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from common.contracts import JsonObject
+from workers.providers.wire import is_list, is_object
 
 MAX_CHARACTERS: Final = 300
 # Text this short says nothing about a prompt, and removing it would tear ordinary words out of messages.
@@ -45,14 +46,14 @@ def prompt_texts(body: JsonObject) -> Iterator[str]:
         yield from _texts(body.get(field))
 
 
-def _texts(value: object) -> Iterator[str]:
+def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
         yield from (line for line in value.splitlines() if line != value)
-    elif isinstance(value, list):
-        for item in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from _texts(item)  # pyright: ignore[reportUnknownArgumentType]
-    elif isinstance(value, dict):
-        for key, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+    elif is_list(value):
+        for item in value:
+            yield from _texts(item)
+    elif is_object(value):
+        for key, item in value.items():
             if key not in ("role", "type"):
-                yield from _texts(item)  # pyright: ignore[reportUnknownArgumentType]
+                yield from _texts(item)

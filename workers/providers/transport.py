@@ -6,9 +6,10 @@ Why not httpx's own connections: `tests/bench/transport.py` has the measurement,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
-from typing import Final
+from http.cookiejar import CookieJar
+from typing import Any, Final
 
 import aiohttp
 import httpx
@@ -27,7 +28,18 @@ def new_client(*, max_connections: int = 0, keepalive_s: float = KEEPALIVE_S) ->
     """
     transport = AiohttpTransport(max_connections=max_connections, keepalive_s=keepalive_s)
     # Compressing tiny events costs more than it saves, and the bytes are read as they come.
-    return httpx.AsyncClient(transport=transport, headers={"accept-encoding": "identity"}, trust_env=False)
+    headers = {"accept-encoding": "identity", "user-agent": "headrace"}
+    return httpx.AsyncClient(transport=transport, headers=headers, cookies=_NoCookies(), trust_env=False)
+
+
+class _NoCookies(CookieJar):
+    """Takes no cookie and gives none."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        return
+
+    def add_cookie_header(self, request: Any) -> None:
+        return
 
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
@@ -102,7 +114,7 @@ def _timeout(request: httpx.Request) -> aiohttp.ClientTimeout:
 
 
 @contextmanager
-def _as_httpx_errors(request: httpx.Request) -> Iterator[None]:
+def _as_httpx_errors(request: httpx.Request) -> Generator[None]:
     """Raises aiohttp's errors as httpx's; their text is left out, for it may hold addresses."""
     try:
         yield

@@ -5,7 +5,7 @@ A decoder is fed the reads of one answer, cut anywhere, and gives whole payloads
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, TypeGuard
 
 import orjson
 
@@ -130,12 +130,22 @@ def json_object(raw: bytes) -> JsonObject:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         value = _loads_repaired(raw)
-    if type(value) is not dict:
+    if not is_object(value):
         raise UpstreamProtocolError("The model's server sent JSON that is not an object.")
     return value
 
 
-def _loads_repaired(raw: bytes) -> object:
+def is_object(value: Any) -> TypeGuard[JsonObject]:
+    """Whether this value out of JSON is an object."""
+    return type(value) is dict
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether this value out of JSON is an array."""
+    return type(value) is list
+
+
+def _loads_repaired(raw: bytes) -> Any:
     try:
         return orjson.loads(raw.decode("utf-8", "replace"))
     except orjson.JSONDecodeError:

@@ -1,0 +1,1 @@
+"""The command line, and the whole stack on one machine with embedded parts."""

@@ -1,0 +1,127 @@
+"""The two ways to answer a request with its job: as a stream, or whole when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.contracts import Failure, Job, Outcome, State
+from common.errors import HeadraceError, InternalError
+from common.stream import Entry
+from gateway.dialects.openai import ChunkShape, completion
+from gateway.errors import openai_error
+from gateway.hub import Subscription, Waiter
+from gateway.parts import Parts
+from gateway.relay import Relay, event_stream, has_substance
+
+DURABILITY: Final = {"x-headrace-durability": "redis"}
+# Most answers come before this; only later is it worth a task to notice that the caller has hung up.
+PATIENCE_S: Final = 1.0
+LATE_S: Final = 30.0
+
+
+def job_headers(job_id: str) -> dict[str, str]:
+    """The headers of every answer that belongs to a job."""
+    return {"x-headrace-job-id": job_id, **DURABILITY}
+
+
+def refusal(failure: Failure, job_id: str) -> Response:
+    """A job's bad end as an HTTP answer."""
+    status, body, headers = openai_error(failure)
+    return Response(body, status, {**headers, **job_headers(job_id)}, "application/json")
+
+
+async def stream_answer(parts: Parts, job: Job) -> Response:
+    """The job's tokens as they come. An end before the first of them is an HTTP status, as clients expect."""
+    reader = parts.hub.expect(job.id)
+    try:
+        admitted = await parts.admission.admit(job, gateway=parts.hub.id)
+        first = await first_entries(reader, parts.settings.status_wait_s)
+    except BaseException:
+        reader.close()
+        raise
+    failure = early_failure(first)
+    if failure is not None:
+        reader.close()
+        return refusal(failure, job.id)
+    shape = ChunkShape(job.id, admitted.created_ms // 1000, job.model, job.include_usage)
+    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
+    return event_stream(relay, first, job_headers(job.id))
+
+
+async def first_entries(reader: Subscription, limit_s: float) -> list[Entry]:
+    """What comes first of tokens or end, or what there is when the limit has passed."""
+    entries: list[Entry] = []
+    try:
+        async with asyncio.timeout(limit_s):
+            while not has_substance(entries):
+                entries += await reader.next()
+    except TimeoutError:
+        pass
+    return entries
+
+
+def early_failure(entries: list[Entry]) -> Failure | None:
+    """Why the job ended, where it ended badly before any token."""
+    told = [entry for entry in entries if has_substance([entry])]
+    if len(told) != 1 or told[0].kind != b"o":
+        return None
+    outcome = Outcome.decode(told[0].body)
+    return None if outcome.status is State.SUCCEEDED else outcome.failure
+
+
+async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
+    """The job's result when it has ended; nothing, when the caller hung up before."""
+    waiter = parts.hub.expect_end(job.id)
+    try:
+        admitted = await parts.admission.admit(job, gateway=parts.hub.id)
+        came = await _end_or_hangup(waiter, request, job.deadline_in_ms / 1000 + LATE_S)
+    finally:
+        parts.hub.leave(waiter)
+    if not came:
+        return Response(status_code=499)
+    outcome, result = await _end_of(parts, job.id, waiter)
+    if outcome.status is not State.SUCCEEDED or result is None:
+        return refusal(outcome.failure or Failure("internal_error", "The job ended without a reason."), job.id)
+    body = completion(job.id, admitted.created_ms // 1000, job.model, orjson.loads(result))
+    return Response(body, 200, job_headers(job.id), "application/json")
+
+
+async def _end_of(parts: Parts, job_id: str, waiter: Waiter) -> tuple[Outcome, bytes | None]:
+    entry = waiter.end.result()
+    if entry is not None and entry.result is not None:
+        return Outcome.decode(entry.body), entry.result
+    record = await parts.queue.get(job_id)
+    if record is None or record.outcome is None:
+        raise InternalError("The job's record is gone.", code="stream_lost")
+    return record.outcome, record.result or None
+
+
+async def _end_or_hangup(waiter: Waiter, request: Request, limit_s: float) -> bool:
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.shield(waiter.end)
+            return True
+    except TimeoutError:
+        pass
+    hangup = asyncio.ensure_future(_hangup(request))
+    try:
+        ends: list[asyncio.Future[object]] = [waiter.end, hangup]  # pyright: ignore[reportAssignmentType]
+        done, _ = await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        hangup.cancel()
+    if not done:
+        raise HeadraceError("The job did not end by its deadline.", code="timeout")
+    if waiter.end.done():
+        waiter.end.result()
+        return True
+    return False
+
+
+async def _hangup(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

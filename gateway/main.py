@@ -1,0 +1,140 @@
+"""Composition root of a gateway: opens Redis, mounts the routes, serves until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
+
+from common.clock import SystemClock
+from common.config import Settings
+from common.health import HealthStore
+from common.log import configure
+from common.metrics import GatewayMetrics
+from common.queue import Queue, Retention
+from common.store import Store
+from common.stream import StreamStore
+from gateway import docs, errors
+from gateway.admission import Admission
+from gateway.auth import Auth
+from gateway.http import install as install_http
+from gateway.hub import Hub, Limits
+from gateway.parts import Parts
+from gateway.routes import chat, jobs, status
+
+log = structlog.get_logger(__name__)
+
+LEAVE_STREAMS_S: Final = 2.0
+
+
+def build(parts: Parts) -> FastAPI:
+    """The application over opened parts."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await parts.hub.start()
+        yield
+        await parts.hub.close()
+
+    app = FastAPI(title="Headrace", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    for module in (chat, jobs, status):
+        app.include_router(module.router(parts))
+    docs.install(app)
+    errors.install(app)
+    install_http(app, parts.settings, parts.metrics)
+    return app
+
+
+def open_parts(settings: Settings, store: Store) -> Parts:
+    """Everything that the routes use, made once. Must be called in the running event loop."""
+    clock = SystemClock()
+    retention = Retention(settings.result_retention_s, settings.stream_retention_s)
+    queue = Queue(store, retention=retention, most_in_lane=settings.max_lane_depth)
+    streams = StreamStore(store, disconnect_grace_s=settings.disconnect_grace_s)
+    hub = Hub(store, streams, clock, pools=settings.all_pools, limits=Limits(keepalive_s=settings.keepalive_s))
+    return Parts(
+        settings=settings,
+        clock=clock,
+        store=store,
+        queue=queue,
+        streams=streams,
+        health=HealthStore(store),
+        hub=hub,
+        auth=Auth(settings),
+        admission=Admission(settings, queue),
+        metrics=GatewayMetrics(),
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, letting open streams end by themselves for a while when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self._drain_s = drain_s
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Closes the door; streams get until shortly before the drain's end, then go on elsewhere by resuming."""
+        log.info("gateway.draining", signal=signal.Signals(sig).name)
+        wait_s = 0.0 if self.should_exit else max(0.0, self._drain_s - LEAVE_STREAMS_S)
+        asyncio.get_running_loop().call_later(wait_s, _end_streams)
+        super().handle_exit(sig, frame)  # pyright: ignore[reportArgumentType]
+
+
+def _end_streams() -> None:
+    AppStatus.should_exit = True
+
+
+async def serve(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT; the exit status."""
+    store = Store.from_url(settings.effective_redis_url)
+    parts = open_parts(settings, store)
+    config = uvicorn.Config(
+        build(parts),
+        host=settings.http_host,
+        port=settings.http_port,
+        loop="none",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        backlog=4096,
+        timeout_graceful_shutdown=int(settings.drain_s),
+        h11_max_incomplete_event_size=16 * 1024,
+    )
+    AppStatus.disable_automatic_graceful_drain()
+    server = Server(config, settings.drain_s)
+    stop_metrics = parts.metrics.serve(settings.metrics_host, settings.metrics_port_or(9091))
+    try:
+        await server.serve()
+    except OSError as error:
+        log.error("gateway.cannot_listen", host=settings.http_host, port=settings.http_port, error=str(error))
+        return 1
+    finally:
+        stop_metrics()
+        await store.close()
+    log.info("gateway.stopped")
+    return 0 if server.started else 1
+
+
+def bound_port(server: uvicorn.Server) -> int:
+    """The port that a server got, where 0 was asked for."""
+    sockets: list[socket.socket] = [found for one in server.servers for found in one.sockets]
+    return sockets[0].getsockname()[1]
+
+
+def run(settings: Settings) -> int:
+    """Runs a gateway in this process; blocks until it was told to stop."""
+    configure(settings.log_level, process="gateway")
+    return uvloop.run(serve(settings))

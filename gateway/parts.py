@@ -1,0 +1,32 @@
+"""What `main.py` opens once and hands down to the routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.clock import Clock
+from common.config import Settings
+from common.health import HealthStore
+from common.metrics import GatewayMetrics
+from common.queue import Queue
+from common.store import Store
+from common.stream import StreamStore
+from gateway.admission import Admission
+from gateway.auth import Auth
+from gateway.hub import Hub
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The opened parts of one gateway process."""
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    queue: Queue
+    streams: StreamStore
+    health: HealthStore
+    hub: Hub
+    auth: Auth
+    admission: Admission
+    metrics: GatewayMetrics

@@ -1,0 +1,111 @@
+"""A subscription's entries to SSE bytes: ids, keep-alives, the end, and the plain word where something is missing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from sse_starlette import EventSourceResponse
+
+from common.contracts import Failure, OnInterrupt, Outcome, Position, State
+from common.errors import HeadraceError
+from common.metrics import GatewayMetrics
+from common.stream import EVENTS, OUTCOME, STARTED, Entry
+from gateway.dialects.openai import ChunkShape
+from gateway.hub import Subscription, events_in
+
+KEEPALIVE: Final = b": keep-alive\n\n"
+RETRY_MS: Final = 1_000
+RETRY: Final = f"retry: {RETRY_MS}\n\n".encode()
+SEND_TIMEOUT_S: Final = 30
+
+
+class Relay:
+    """One reader's way from entries to bytes. It knows the position, and so what a changed fence means."""
+
+    def __init__(
+        self,
+        reader: Subscription,
+        shape: ChunkShape,
+        metrics: GatewayMetrics,
+        *,
+        on_interrupt: OnInterrupt,
+        seen: Position | None = None,
+    ) -> None:
+        self._reader = reader
+        self._shape = shape
+        self._metrics = metrics
+        self._on_interrupt = on_interrupt
+        self._seen = seen
+        self._done = False
+
+    async def bytes(self, first: list[Entry]) -> AsyncGenerator[bytes, None]:
+        """The stream's bytes: what `first` holds, then what comes, until the end. Closes the reader."""
+        try:
+            with self._metrics.stream_open():
+                yield RETRY + self._render(first)
+                while not self._done:
+                    entries = await self._reader.next()
+                    yield self._render(entries) if entries else KEEPALIVE
+        except HeadraceError as error:
+            yield self._shape.error_frame(None, error.failure)
+        finally:
+            self._reader.close()
+
+    def _render(self, entries: list[Entry]) -> bytes:
+        return b"".join([self._entry(entry) for entry in entries])
+
+    def _entry(self, entry: Entry) -> bytes:
+        anew = self._anew(entry.last)
+        if entry.kind == STARTED or self._done:
+            return anew
+        self._seen = entry.last
+        if entry.kind == EVENTS:
+            return anew + self._events(entry)
+        return anew + (self._end(entry) if entry.kind == OUTCOME else b"")
+
+    def _anew(self, position: Position) -> bytes:
+        """Empty, unless the reader has events of an earlier attempt: then its answer begins anew, and it is told so."""
+        seen = self._seen
+        if seen is None or seen.seq == 0 or position.fence == seen.fence:
+            return b""
+        self._seen = Position(position.fence, 0)
+        if self._on_interrupt is OnInterrupt.RESTART:
+            return self._shape.reset_frame(str(self._seen).encode())
+        self._done = True
+        text = "The answer broke off and was begun anew; what comes would not fit what you have."
+        return self._shape.error_frame(str(position).encode(), Failure("upstream_interrupted", text))
+
+    def _events(self, entry: Entry) -> bytes:
+        fence = entry.last.fence
+        events = entry.body.split(b"\n")
+        first = entry.last.seq - len(events) + 1
+        self._metrics.events_relayed(len(events))
+        frame = self._shape.frame
+        return b"".join([frame(b"%d-%d" % (fence, first + i), event) for i, event in enumerate(events)])
+
+    def _end(self, entry: Entry) -> bytes:
+        self._done = True
+        outcome = Outcome.decode(entry.body)
+        position = str(entry.last).encode()
+        if outcome.status is State.SUCCEEDED:
+            usage = self._shape.usage_frame(position, outcome.usage) if outcome.usage else b""
+            return usage + self._shape.done_frame(position)
+        failure = outcome.failure or Failure("internal_error", "The job ended without a reason.")
+        return self._shape.error_frame(position, failure)
+
+
+def event_stream(relay: Relay, first: list[Entry], headers: dict[str, str]) -> EventSourceResponse:
+    """The response. Keep-alives are the relay's own; a client that takes nothing for `SEND_TIMEOUT_S` is cut."""
+    return EventSourceResponse(
+        relay.bytes(first),
+        headers={"Cache-Control": "no-cache", **headers},
+        ping=0,
+        sep="\n",
+        send_timeout=SEND_TIMEOUT_S,
+    )
+
+
+def has_substance(entries: list[Entry]) -> bool:
+    """Whether there is more among these than that an attempt started."""
+    return any(events_in(entry) for entry in entries)

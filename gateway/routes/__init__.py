@@ -1,0 +1,1 @@
+"""Thin: each route reads its request, asks the parts, shapes the answer."""

@@ -1,0 +1,70 @@
+"""OpenAI's chat completions and models, and the plain prompt."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.errors import ModelNotFound
+from gateway.admission import STREAMED, WAITED_FOR
+from gateway.answers import stream_answer, whole_answer
+from gateway.auth import Principal
+from gateway.dialects.openai import ChatRequest, model_list, model_object, parse_chat, parse_options, parse_prompt
+from gateway.docs import CHAT, MODEL, MODELS, PROMPT
+from gateway.http import read_body, request_id
+from gateway.parts import Parts
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes, over these parts."""
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions", **CHAT)
+    async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        chat = parse_chat(await _body(parts, request))
+        return await _answer(parts, request, principal, chat)
+
+    @routes.post("/prompt", **PROMPT)
+    async def prompt(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        chat = parse_prompt(await _body(parts, request), default_model=_only_model(parts))
+        return await _answer(parts, request, principal, chat)
+
+    @routes.get("/v1/models", **MODELS)
+    async def models(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        parts.auth.principal(request)
+        return Response(model_list(list(parts.settings.models)), media_type="application/json")
+
+    # A model's name may hold slashes and colons.
+    @routes.get("/v1/models/{model:path}", **MODEL)
+    async def model(request: Request, model: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        parts.auth.principal(request)
+        if model not in parts.settings.models:
+            raise ModelNotFound(f"The model {model[:128]!r} does not exist.", param="model")
+        return Response(model_object(model), media_type="application/json")
+
+    return routes
+
+
+async def _body(parts: Parts, request: Request) -> bytes:
+    settings = parts.settings
+    return await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+
+
+async def _answer(parts: Parts, request: Request, principal: Principal, chat: ChatRequest) -> Response:
+    job = parts.admission.job(
+        principal,
+        chat,
+        parse_options(request.headers),
+        STREAMED if chat.stream else WAITED_FOR,
+        stream=chat.stream,
+        request_id=request_id(request),
+    )
+    return await (stream_answer(parts, job) if chat.stream else whole_answer(parts, job, request))
+
+
+def _only_model(parts: Parts) -> str | None:
+    """The model for a caller that names none: the only one there is, or the first."""
+    return next(iter(parts.settings.models), None)

@@ -1,0 +1,172 @@
+"""Jobs: submitted, listed, polled, followed, cancelled. A job of another tenant answers like one that never was."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+from fastapi import APIRouter
+from sse_starlette import EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.contracts import JsonObject, Position, State, pool_of
+from common.errors import BadRequest, NotFound, PositionGone
+from common.queue import Record
+from gateway.admission import BACKGROUND
+from gateway.answers import job_headers
+from gateway.auth import Principal
+from gateway.dialects.openai import ChunkShape, job_record, parse_job_submission
+from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
+from gateway.http import read_body, request_id
+from gateway.parts import Parts
+from gateway.relay import Relay, event_stream
+
+MOST_LISTED: Final = 100
+POLL_AFTER_S: Final = 1
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes, over these parts."""
+    routes = APIRouter()
+
+    @routes.post("/v1/jobs", **SUBMIT_JOB)
+    async def submit(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        settings = parts.settings
+        raw = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+        submission = parse_job_submission(raw)
+        job = parts.admission.job(
+            principal,
+            submission.chat,
+            submission.options,
+            BACKGROUND,
+            stream=True,
+            request_id=request_id(request),
+            metadata=submission.metadata,
+        )
+        await parts.admission.admit(job)
+        status = State.DELAYED if job.delay_ms > 0 else State.QUEUED
+        body = {"id": job.id, "object": "job", "status": status.value, "links": links(job.id)}
+        headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": str(POLL_AFTER_S), **job_headers(job.id)}
+        return Response(orjson.dumps(body), 202, headers, "application/json")
+
+    @routes.get("/v1/jobs", **JOBS)
+    async def list_jobs(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        most = _limit(request.query_params.get("limit", "20"))
+        before = request.query_params.get("after")
+        ids = await parts.queue.jobs_of(principal.tenant, most=most + 1, before=before)
+        if ids is None:
+            raise BadRequest("after: no job of yours by that id.", param="after")
+        records = [await parts.queue.get(job_id) for job_id in ids[:most]]
+        data = [job_record(record) for record in records if record is not None]
+        return _json({"object": "list", "data": data, "has_more": len(ids) > most})
+
+    @routes.get("/v1/jobs/{job_id}", **JOB)
+    async def get_job(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        record = await own(parts, parts.auth.principal(request), job_id)
+        headers = {} if record.state.ended else {"Retry-After": str(POLL_AFTER_S)}
+        return _json(await _shown(parts, record), headers)
+
+    @routes.post("/v1/jobs/{job_id}/cancel", **CANCEL_JOB)
+    async def cancel_job(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        await own(parts, principal, job_id)
+        await parts.queue.cancel(job_id)
+        return _json(await _shown(parts, await own(parts, principal, job_id)))
+
+    @routes.get("/v1/jobs/{job_id}/events", **JOB_EVENTS)
+    async def job_events(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        record = await own(parts, parts.auth.principal(request), job_id)
+        position = _position(request)
+        if position is not None and await _is_past_the_end(parts, record, position):
+            return Response(status_code=204)
+        return await follow(parts, record, position)
+
+    return routes
+
+
+async def own(parts: Parts, principal: Principal, job_id: str) -> Record:
+    """The caller's own job. Raises NotFound for an unknown id and for another tenant's alike."""
+    record = await parts.queue.get(job_id) if pool_of(job_id) in parts.settings.all_pools else None
+    if record is None or record.job.tenant != principal.tenant:
+        raise NotFound("There is no job by that id.", code="job_not_found")
+    return record
+
+
+async def follow(parts: Parts, record: Record, position: Position | None) -> EventSourceResponse:
+    """The job's events after a position. Raises StreamLost, PositionGone where they are no longer there."""
+    job = record.job
+    reader = await parts.hub.watch(job.id, position)
+    try:
+        first = await reader.next() if record.state.ended else []
+    except BaseException:
+        reader.close()
+        raise
+    shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
+    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=position)
+    return event_stream(relay, first, job_headers(job.id))
+
+
+async def _is_past_the_end(parts: Parts, record: Record, position: Position) -> bool:
+    """Whether a finished job has nothing after this position. Raises PositionGone for one that never was."""
+    pool = record.job.pool
+    _, last = (await parts.streams.glance(pool, [record.job.id]))[0]
+    if last is None:
+        raise PositionGone("This stream is no longer kept; the job's result may still be.")
+    if position > last:
+        raise PositionGone("Last-Event-ID is not a position of this stream.", param="Last-Event-ID")
+    return record.state.ended and position == last
+
+
+def links(job_id: str) -> dict[str, str]:
+    """Where a job can be asked for, followed and cancelled."""
+    home = f"/v1/jobs/{job_id}"
+    return {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel"}
+
+
+def _position(request: Request) -> Position | None:
+    text = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    if not text:
+        return None
+    try:
+        return Position.parse(text)
+    except ValueError:
+        form = "Last-Event-ID: two numbers and a dash are expected, as in the stream's own ids."
+        raise BadRequest(form, param="Last-Event-ID") from None
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MOST_LISTED):
+        raise BadRequest(f"limit: a number from 1 to {MOST_LISTED} is expected.", param="limit")
+    return int(text)
+
+
+async def _shown(parts: Parts, record: Record) -> JsonObject:
+    shown = job_record(record)
+    shown["links"] = links(record.job.id)
+    shown["cost_usd"] = _cost_usd(parts, record)
+    if record.position is not None:
+        stats = await parts.queue.stats(record.job.pool)
+        shown["queue"] = {"position": record.position, "estimated_wait_ms": _wait_ms(record.position, stats)}
+    return shown
+
+
+def _wait_ms(position: int, stats: dict[str, float]) -> int | None:
+    """The wait that the measured drain rate lets expect; None where nothing has drained yet."""
+    rate = stats.get("drain_jobs_per_s", 0.0)
+    return round(position / rate * 1000) if rate > 0 else None
+
+
+def _cost_usd(parts: Parts, record: Record) -> float | None:
+    model = parts.settings.models.get(record.job.model)
+    usage = record.outcome.usage if record.outcome else None
+    if model is None or model.price is None or usage is None:
+        return None
+    micros = usage.prompt_tokens * model.price.input + usage.completion_tokens * model.price.output
+    return round(micros / 1_000_000, 9)
+
+
+def _json(document: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), 200, headers, "application/json")

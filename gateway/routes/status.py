@@ -1,0 +1,136 @@
+"""How the fleet stands: for probes, dashboards and people."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.contracts import JsonObject, Priority
+from common.errors import HeadraceError
+from common.queue import LaneDepth, WorkerRow
+from gateway.docs import HEALTH, LIVEZ, METRICS, QUEUES, READYZ, WORKERS
+from gateway.parts import Parts
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes, over these parts."""
+    routes = APIRouter()
+
+    @routes.get("/livez", **LIVEZ)
+    async def livez() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return Response("ok\n", media_type="text/plain")
+
+    @routes.get("/readyz", **READYZ)
+    async def readyz() -> Response:  # pyright: ignore[reportUnusedFunction]
+        trouble = await _store_trouble(parts)
+        return Response("ok\n" if not trouble else f"{trouble}\n", 503 if trouble else 200, media_type="text/plain")
+
+    @routes.get("/health", **HEALTH)
+    @routes.get("/healthz", include_in_schema=False)
+    async def health() -> Response:  # pyright: ignore[reportUnusedFunction]
+        trouble = await _store_trouble(parts)
+        workers = 0 if trouble else sum([len(await parts.queue.workers(pool)) for pool in parts.settings.all_pools])
+        status = "unavailable" if trouble else "ok" if workers else "degraded"
+        body = {
+            "status": status,
+            "store": trouble or "ok",
+            "workers": workers,
+            "streams": parts.hub.readers,
+            "version": metadata_version(),
+        }
+        return Response(orjson.dumps(body), 503 if trouble else 200, media_type="application/json")
+
+    @routes.get("/workers", **WORKERS)
+    async def workers(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        parts.auth.principal(request)
+        rows: list[JsonObject] = []
+        for pool in parts.settings.all_pools:
+            backends = await _backends(parts, pool)
+            rows += [_worker(row, backends) for row in await parts.queue.workers(pool)]
+        return Response(orjson.dumps(rows), media_type="application/json")
+
+    @routes.get("/v1/queues", **QUEUES)
+    async def queues(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        parts.auth.principal(request)
+        data = [await _pool(parts, pool) for pool in parts.settings.all_pools]
+        return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
+
+    @routes.get("/metrics", **METRICS)
+    async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return Response(parts.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes
+
+
+def metadata_version() -> str:
+    """Headrace's version, where it is installed as a package."""
+    try:
+        return metadata.version("headrace")
+    except metadata.PackageNotFoundError:
+        return "source"
+
+
+async def _store_trouble(parts: Parts) -> str | None:
+    try:
+        await parts.store.command("PING")
+    except HeadraceError as error:
+        return error.failure.message
+    return None
+
+
+async def _backends(parts: Parts, pool: str) -> list[JsonObject]:
+    known = await parts.health.read(pool)
+    shown: list[JsonObject] = []
+    for row in parts.settings.backends:
+        if pool in row.pool:
+            health = known.get(row.name)
+            shown.append(
+                {
+                    "name": row.name,
+                    "kind": row.kind,
+                    "healthy": health.healthy if health else None,
+                    "checked_ms": health.checked_ms if health else None,
+                    "load": health.load if health else None,
+                }
+            )
+    return shown
+
+
+def _worker(row: WorkerRow, backends: list[JsonObject]) -> JsonObject:
+    return {
+        **row.info,
+        "id": row.id,
+        "pool": row.pool,
+        "lease_expires_ms": row.lease_expires_ms,
+        "running": row.info.get("running", 0),
+        "concurrency": row.info.get("concurrency", 0),
+        "backends": backends,
+    }
+
+
+async def _pool(parts: Parts, pool: str) -> JsonObject:
+    lanes = await parts.queue.lanes(pool)
+    stats = await parts.queue.stats(pool)
+    now_ms = await parts.queue.now_ms()
+    return {
+        "pool": pool,
+        "depth": sum(lane.depth for lane in lanes),
+        "delayed": await parts.queue.delayed_count(pool),
+        "by_class": {priority.label: _class_depth(lanes, priority) for priority in Priority},
+        "lanes": [_lane(lane, now_ms) for lane in lanes],
+        "drain_jobs_per_s": stats.get("drain_jobs_per_s"),
+        "counts": {name: int(value) for name, value in stats.items() if not name.startswith("drain_")},
+    }
+
+
+def _class_depth(lanes: list[LaneDepth], priority: Priority) -> int:
+    return sum(lane.depth for lane in lanes if lane.priority is priority)
+
+
+def _lane(lane: LaneDepth, now_ms: int) -> JsonObject:
+    age_ms = None if lane.oldest_ms is None else max(0, now_ms - lane.oldest_ms)
+    return {"class": lane.priority.label, "model": lane.model, "depth": lane.depth, "oldest_age_ms": age_ms}

@@ -1,0 +1,85 @@
+"""The bench's command line: which scenarios, against which systems, and where the figures go."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from tests.bench import http_scenarios, queue_scenarios, stack
+from tests.bench.cpu import cores
+from tests.bench.http_scenarios import Options, Profile
+from tests.bench.load import LoadFailed
+from tests.bench.processes import NotReady
+from tests.bench.report import Table, machine, write_json
+from tests.bench.stack import Setup
+
+SCENARIOS: Final[Mapping[str, Callable[[Options], Awaitable[Table]]]] = {
+    "nonstream": http_scenarios.nonstream,
+    "streams": http_scenarios.streams,
+    "ttft": http_scenarios.ttft,
+    "queue": queue_scenarios.queue,
+    "many": http_scenarios.many,
+    "claim": queue_scenarios.claim,
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*SCENARIOS, []], metavar="name", help=", ".join(SCENARIOS))
+    parser.add_argument("--systems", default="", help=f"of {', '.join(stack.SYSTEMS)}; all that are installed")
+    parser.add_argument("--short", action="store_true", help="a few seconds each, for work on the code")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes of the stack")
+    parser.add_argument("--profile", metavar="PART", help="profile this part: gateway, worker, scheduler, proxy")
+    parser.add_argument("--profile-to", type=Path, metavar="FILE", help="the profile's text (profile-<part>.txt)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as JSON lines")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the processes' logs here")
+    return parser.parse_args()
+
+
+def _options(asked: argparse.Namespace, directory: Path) -> Options:
+    systems = tuple(name for name in asked.systems.split(",") if name) or tuple(stack.present())
+    unknown = [name for name in systems if name not in stack.SYSTEMS]
+    if unknown:
+        raise SystemExit(f"no such system: {', '.join(unknown)}")
+    to = asked.profile_to or Path(f"profile-{asked.profile}.txt")
+    profile = Profile(asked.profile, to.resolve()) if asked.profile else None
+    return Options(Setup(directory, workers=asked.workers), systems, asked.short, profile)
+
+
+async def _run(asked: argparse.Namespace, directory: Path) -> int:
+    options = _options(asked, directory)
+    failed = 0
+    print(" · ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n", flush=True)  # noqa: T201
+    for name in asked.names or SCENARIOS:
+        try:
+            table = await SCENARIOS[name](options)
+        except (LoadFailed, NotReady) as error:
+            print(f"== {name}: FAILED: {error}\n", flush=True)  # noqa: T201
+            failed += 1
+            continue
+        print(table.text(), flush=True)  # noqa: T201
+        if asked.json:
+            write_json(asked.json, [table], short=asked.short)
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """Runs what was asked for; 1 where a scenario failed."""
+    asked = _arguments()
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
+        directory = (asked.logs or Path(scratch)).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        os.sched_setaffinity(0, cores().harness)
+        return uvloop.run(_run(asked, directory))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

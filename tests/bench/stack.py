@@ -1,0 +1,224 @@
+"""The systems under test, each started on the one core and in front of the same stand-in upstream."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import orjson
+import yaml
+
+from tests.bench.cpu import Cores, cores, on
+from tests.bench.load import Target
+from tests.bench.processes import Command, NotReady, Process, free_port, get, python, start, wait_until, wait_until_ready
+from tests.bench.upstream import SCRIPTS, Counts
+from tests.support.redis_server import RedisServer, binaries
+
+API_KEY: Final = "sk-bench-0123456789abcdef"
+LITELLM_VARIABLE: Final = "HEADRACE_BENCH_LITELLM"
+_LITELLM_START_S: Final = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run of the bench fixes for every system: a directory for logs and data, the cores, how many workers."""
+
+    directory: Path
+    cores: Cores = field(default_factory=cores)
+    workers: int = 1
+    worker_concurrency: int = 256
+    environ: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def with_system_on(self, which: frozenset[int], worker_concurrency: int) -> Setup:
+        """The same with other cores for the system under test, and room for more streams."""
+        placed = Cores(which, self.cores.harness)
+        return Setup(self.directory, placed, self.workers, worker_concurrency, self.environ)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The running stand-in."""
+
+    process: Process
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def counts(self) -> Counts:
+        """What it has seen so far."""
+        return Counts(**orjson.loads(get(self.port, "/stats")[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A running system under test: where to send requests, and its processes by part."""
+
+    target: Target
+    parts: dict[str, int]
+
+
+@contextmanager
+def upstream(setup: Setup) -> Iterator[Upstream]:
+    """The stand-in, on the harness's core."""
+    port = free_port()
+    command = Command("upstream", python("tests.bench.upstream", "--port", str(port)), setup.cores.harness)
+    with _running(command, setup) as process:
+        wait_until_ready(process, port, "/health")
+        yield Upstream(process, port)
+
+
+@contextmanager
+def _running(command: Command, setup: Setup) -> Iterator[Process]:
+    process = start(command, setup.directory)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+# --- the systems ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def direct(setup: Setup, upstream: Upstream) -> Iterator[System]:
+    """Nothing between: the stand-in itself, to know what the harness costs."""
+    yield System(Target("direct", upstream.port), {})
+
+
+@contextmanager
+def passthrough(setup: Setup, upstream: Upstream) -> Iterator[System]:
+    """The bare pass-through."""
+    port = free_port()
+    words = python("tests.bench.passthrough", "--port", str(port), "--upstream", upstream.url)
+    with _running(Command("passthrough", words, setup.cores.system), setup) as process:
+        wait_until_ready(process, port, "/health")
+        yield System(Target("passthrough", port), {"proxy": process.pid})
+
+
+def litellm_program() -> str | None:
+    """LiteLLM's command where there is one."""
+    return os.environ.get(LITELLM_VARIABLE) or shutil.which("litellm")
+
+
+@contextmanager
+def litellm(setup: Setup, upstream: Upstream) -> Iterator[System]:
+    """LiteLLM's proxy, one process, no database, no telemetry."""
+    program = litellm_program()
+    if program is None:
+        raise NotReady(f"there is no litellm here; {LITELLM_VARIABLE} may name its program")
+    port = free_port()
+    config = setup.directory / "litellm.yaml"
+    config.write_text(yaml.safe_dump(_litellm_config(upstream)), encoding="utf-8")
+    words = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    told = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "NO_DOCS": "True"}
+    with _running(Command("litellm", [*words, "--telemetry", "False"], setup.cores.system, told), setup) as process:
+        wait_until_ready(process, port, "/health/liveliness", limit_s=_LITELLM_START_S)
+        yield System(Target("litellm", port, API_KEY), {"proxy": process.pid})
+
+
+def _litellm_config(upstream: Upstream) -> dict[str, object]:
+    def row(name: str) -> dict[str, object]:
+        params = {"model": f"openai/{name}", "api_base": f"{upstream.url}/v1", "api_key": "sk-none"}
+        return {"model_name": name, "litellm_params": params}
+
+    return {
+        "model_list": [row(name) for name in SCRIPTS],
+        "litellm_settings": {"telemetry": False, "num_retries": 0},
+        "general_settings": {"master_key": API_KEY},
+    }
+
+
+@contextmanager
+def valkey(setup: Setup) -> Iterator[RedisServer]:
+    """The embedded Valkey on the system's core: never evicting, append-only file synced every second."""
+    directory = setup.directory / "valkey"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    server = RedisServer(binaries()["valkey"], directory)
+    with on(setup.cores.system):
+        server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def headrace(setup: Setup, upstream: Upstream) -> Iterator[System]:
+    """The whole stack: Valkey, one gateway, one scheduler, and the workers."""
+    with ExitStack() as running:
+        server = running.enter_context(valkey(setup))
+        port = free_port()
+        told = _environ(setup, upstream, redis_url=server.url, port=port)
+        names = ["gateway", "scheduler", *(f"worker-{number}" for number in range(1, setup.workers + 1))]
+        processes = [running.enter_context(_running(_part(name, told, setup), setup)) for name in names]
+        wait_until_ready(processes[0], port, "/readyz")
+        _wait_for_workers(processes, port, setup.workers)
+        parts = {process.name: process.pid for process in processes}
+        if server.process is not None:
+            parts["valkey"] = server.process.pid
+        yield System(Target("headrace", port, API_KEY), parts)
+
+
+def _part(name: str, told: Mapping[str, str], setup: Setup) -> Command:
+    module = {"gateway": "gateway.main", "scheduler": "scheduler.main"}.get(name, "workers.main")
+    environ = {**told, "HEADRACE_METRICS_PORT": str(free_port())}
+    return Command(name, python(module), setup.cores.system, environ)
+
+
+def _wait_for_workers(processes: list[Process], port: int, workers: int) -> None:
+    gateway = processes[0]
+
+    def registered() -> bool:
+        status, body = get(port, "/workers", API_KEY)
+        return status == 200 and len(orjson.loads(body).get("workers", ())) >= workers
+
+    wait_until(registered, lambda: f"the workers did not register:\n{gateway.last_lines()}")
+
+
+def _environ(setup: Setup, upstream: Upstream, *, redis_url: str, port: int) -> dict[str, str]:
+    config = setup.directory / "headrace.yaml"
+    backend = {"name": "standin", "kind": "openai", "base_url": upstream.url, "concurrency": 8192}
+    models = {name: {"targets": [{"backend": "standin", "model": name}]} for name in SCRIPTS}
+    config.write_text(json.dumps({"backends": [backend], "models": models}), encoding="utf-8")
+    return {
+        "HEADRACE_CONFIG": str(config),
+        "HEADRACE_HTTP_PORT": str(port),
+        "HEADRACE_REDIS_URL": redis_url,
+        "HEADRACE_API_KEYS": API_KEY,
+        "HEADRACE_WORKER_CONCURRENCY": str(setup.worker_concurrency),
+        "HEADRACE_DATA_DIR": str(setup.directory / "data"),
+        **setup.environ,
+    }
+
+
+SYSTEMS: Final[Mapping[str, Callable[[Setup, Upstream], AbstractContextManager[System]]]] = {
+    "direct": direct,
+    "passthrough": passthrough,
+    "litellm": litellm,
+    "headrace": headrace,
+}
+
+
+def present() -> list[str]:
+    """The systems that can be started here."""
+    return [name for name in SYSTEMS if name != "litellm" or litellm_program()]
+
+
+def version_of(system: str) -> str:
+    """The version of a foreign system, where it is one."""
+    program = litellm_program()
+    if system != "litellm" or program is None:
+        return ""
+    # Its own --version imports all of it; the package's metadata lies beside the program.
+    found = sorted(Path(program).resolve().parents[1].glob("lib/python*/site-packages/litellm-*.dist-info"))
+    return found[0].name.removeprefix("litellm-").removesuffix(".dist-info") if found else ""

@@ -1,0 +1,15 @@
+"""`python -m workers`: one worker."""
+
+from __future__ import annotations
+
+import sys
+
+from common.config import ConfigError, load
+from workers.main import run
+
+if __name__ == "__main__":
+    try:
+        settings = load()
+    except ConfigError as error:
+        sys.exit(f"headrace: {error}")
+    sys.exit(run(settings))

@@ -1,0 +1,297 @@
+"""A scripted fake model server: tokens, delays and failures on demand, without a model, a GPU or a network.
+
+The script is the backend's `options` and, over them, the JSON after `echo:` in the last user message.
+`README.md` lists its words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Iterator
+from itertools import cycle, islice
+from typing import Any, ClassVar, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from common.clock import Clock
+from common.contracts import Chunk, JsonObject, Usage
+from common.errors import (
+    ContextTooLong,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamInterrupted,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from workers.providers.base import Call
+from workers.providers.wire import is_list, is_object
+
+CHAT: Final = "/v1/chat/completions"
+PREFIX: Final = "echo:"
+_WORD: Final = re.compile(r"\s*\S+")
+_ARGUMENT_PIECE_CHARACTERS: Final = 8
+_REMEMBERED_CALLS: Final = 10_000
+# Between so many tokens without a delay, others get a turn of the event loop.
+_TOKENS_A_TURN: Final = 64
+
+
+class ToolCall(BaseModel):
+    """A tool call that the script wants in the answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class Script(BaseModel):
+    """What one answer is to be like. Token numbers count from 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str | None = None
+    tokens: NonNegativeInt | None = Field(default=None, le=1_000_000)
+    numbered: bool = False
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"] | None = None
+    usage: bool = True
+    first_token_ms: NonNegativeFloat = 0
+    token_ms: NonNegativeFloat = 0
+    error: str | None = None
+    fail_at: NonNegativeInt | None = None
+    retry_after_s: NonNegativeFloat | None = None
+    attempts_failing: PositiveInt | None = None
+    hang_at: NonNegativeInt | None = None
+
+
+# --- 1. the request to a script --------------------------------------------------------------------------------------
+
+
+def to_script(call: Call) -> Script:
+    """The script for a call. Raises UpstreamRefused where it can't be read."""
+    text = _last_text(call.body)
+    words: JsonObject = dict(call.backend.options)
+    if text.lstrip().startswith(PREFIX):
+        words |= _parsed(text.lstrip().removeprefix(PREFIX))
+    elif not words.get("numbered") and "text" not in words:
+        words["text"] = text
+    try:
+        return Script.model_validate(words)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UpstreamRefused(f"The echo script is not valid: {place}: {first['msg']}", param="messages") from None
+
+
+def _parsed(text: str) -> JsonObject:
+    try:
+        words: Any = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        words = None
+    if not is_object(words):
+        raise UpstreamRefused("After 'echo:' a JSON object is expected.", param="messages")
+    return words
+
+
+def _last_text(body: JsonObject) -> str:
+    messages = [message for message in body.get("messages") or () if message.get("role") == "user"]
+    return _text_of(messages[-1].get("content")) if messages else ""
+
+
+def _text_of(content: Any) -> str:
+    if is_list(content):
+        return "".join(part.get("text") or "" for part in content if is_object(part))
+    return content if isinstance(content, str) else ""
+
+
+# --- 2. the script to deltas -----------------------------------------------------------------------------------------
+
+
+def to_deltas(script: Script, body: JsonObject) -> tuple[list[JsonObject], str]:
+    """The deltas of an answer, one a token, and its finish reason."""
+    if calls := script.tool_calls or _forced_call(body):
+        return list(_call_deltas(calls)), script.finish_reason or "tool_calls"
+    reasoning: list[JsonObject] = [{"reasoning_content": word} for word in _WORD.findall(script.reasoning or "")]
+    deltas = reasoning + [{"content": word} for word in _content(script)]
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    if limit is not None and limit < len(deltas):
+        return deltas[:limit], "length"
+    return deltas, script.finish_reason or "stop"
+
+
+def _content(script: Script) -> list[str]:
+    if script.numbered:
+        return [f" {number}" for number in range(20 if script.tokens is None else script.tokens)]
+    words = _WORD.findall(script.text or "") or ([" token"] if script.tokens else [])
+    return words if script.tokens is None else list(islice(cycle(words), script.tokens))
+
+
+def _forced_call(body: JsonObject) -> tuple[ToolCall, ...]:
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if not tools or choice in (None, "none", "auto"):
+        return ()
+    named: JsonObject = choice.get("function", {}) if is_object(choice) else {}
+    return (ToolCall(name=named.get("name") or tools[0]["function"]["name"]),)
+
+
+def _call_deltas(calls: tuple[ToolCall, ...]) -> Iterator[JsonObject]:
+    for index, call in enumerate(calls):
+        function = {"name": call.name, "arguments": ""}
+        yield {"tool_calls": [{"index": index, "id": f"call_echo_{index}", "type": "function", "function": function}]}
+        text = orjson.dumps(call.arguments).decode()
+        for start in range(0, len(text), _ARGUMENT_PIECE_CHARACTERS):
+            piece = text[start : start + _ARGUMENT_PIECE_CHARACTERS]
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+
+
+def to_logprobs(token: str, body: JsonObject) -> JsonObject | None:
+    """Made-up log probabilities of one token, in OpenAI's shape; None where they were not asked for."""
+    if not body.get("logprobs"):
+        return None
+    own: JsonObject = {"token": token, "logprob": -0.25, "bytes": list(token.encode())}
+    others = [{**own, "logprob": -0.25 - rank} for rank in range(body.get("top_logprobs") or 0)]
+    return {"content": [{**own, "top_logprobs": others}], "refusal": None}
+
+
+def to_whole(deltas: list[JsonObject]) -> JsonObject:
+    """One delta that says what all of them say."""
+    whole: JsonObject = {"role": "assistant"}
+    for key in ("content", "reasoning_content"):
+        if any(key in delta for delta in deltas):
+            whole[key] = "".join(delta.get(key, "") for delta in deltas)
+    calls: dict[int, JsonObject] = {}
+    for piece in (piece for delta in deltas for piece in delta.get("tool_calls", ())):
+        call = calls.setdefault(piece["index"], {**piece, "function": {**piece["function"], "arguments": ""}})
+        call["function"]["arguments"] += piece["function"]["arguments"]
+    if calls:
+        whole["tool_calls"] = list(calls.values())
+    return whole
+
+
+def to_usage(body: JsonObject, made: int) -> Usage:
+    """Words counted as tokens."""
+    texts = (_text_of(message.get("content")) for message in body.get("messages") or ())
+    return Usage(sum(len(_WORD.findall(text)) for text in texts), made)
+
+
+# --- 3. the script's failure to our errors ---------------------------------------------------------------------------
+
+_ERRORS: Final = {
+    error.code: error
+    for error in (
+        *(UpstreamError, UpstreamUnreachable, UpstreamTimeout, UpstreamBusy, UpstreamProtocolError),
+        *(UpstreamCredentials, UpstreamRefused, ContextTooLong, UpstreamInterrupted),
+    )
+}
+
+
+def to_error(script: Script) -> UpstreamError:
+    """The error that the script names by its code; `upstream_error` where it names none that there is."""
+    return _ERRORS.get(script.error or "", UpstreamError)(retry_after_s=script.retry_after_s)
+
+
+# --- 4. the exchange -------------------------------------------------------------------------------------------------
+
+
+class EchoProvider:
+    """The fake itself. It counts a request's attempts in its own process only."""
+
+    kind: ClassVar[str] = "echo"
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._attempts: OrderedDict[str, int] = OrderedDict()
+
+    async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The scripted answer's chunks, in order."""
+        if call.endpoint != CHAT:
+            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+        script = to_script(call)
+        deltas, reason = to_deltas(script, call.body)
+        choices = range(call.body.get("n") or 1)
+        pace = _Pace(self._clock, script, call, tokens=len(deltas), failing=self._is_failing(script, call))
+        for number, delta in enumerate(deltas):
+            await pace.reach(number)
+            if call.stream:
+                for index in choices:
+                    yield Chunk([_choice(index, delta, call.body, first=number == 0)])
+        await pace.reach(len(deltas))
+        usage = to_usage(call.body, len(deltas) * len(choices)) if script.usage else None
+        if call.stream:
+            for chunk in _ends(choices, deltas, reason, usage):
+                yield chunk
+        else:
+            yield Chunk([_whole_choice(index, deltas, call.body, reason) for index in choices], usage)
+
+    def _is_failing(self, script: Script, call: Call) -> bool:
+        if script.attempts_failing is None:
+            return script.error is not None or script.fail_at is not None
+        key = call.request_id or _last_text(call.body)
+        attempt = self._attempts[key] = self._attempts.pop(key, 0) + 1
+        if len(self._attempts) > _REMEMBERED_CALLS:
+            self._attempts.popitem(last=False)
+        return attempt <= script.attempts_failing
+
+
+class _Pace:
+    """When each token of one answer comes, and whether one comes at all; the answer's end counts as one more."""
+
+    def __init__(self, clock: Clock, script: Script, call: Call, *, tokens: int, failing: bool) -> None:
+        self._clock = clock
+        self._script = script
+        self._call = call
+        self._until_s = clock.monotonic_s() + call.timeout_s
+        self._fail_at = min(script.fail_at or 0, tokens) if failing else None
+        self._hang_at = None if script.hang_at is None else min(script.hang_at, tokens)
+        self._tokens = tokens
+
+    async def reach(self, number: int) -> None:
+        """Waits for a token's time. Raises what the script wants raised there, and UpstreamTimeout at a limit."""
+        if number == self._hang_at:
+            await self._wait(math.inf)
+        elif number == 0:
+            await self._wait(self._script.first_token_ms / 1_000)
+        elif number < self._tokens:
+            await self._wait(self._script.token_ms / 1_000)
+        if number == self._fail_at:
+            raise to_error(self._script)
+        if number % _TOKENS_A_TURN == 0:
+            await self._clock.sleep(0)
+
+    async def _wait(self, seconds: float) -> None:
+        if seconds == 0:
+            return
+        limit_s = self._until_s - self._clock.monotonic_s()
+        if self._call.stream:  # as over HTTP, where an answer in one piece is silent until it is whole
+            limit_s = min(limit_s, self._call.backend.idle_timeout_s)
+        await self._clock.sleep(max(0.0, min(seconds, limit_s)))
+        if seconds > limit_s:
+            raise UpstreamTimeout
+
+
+def _choice(index: int, delta: JsonObject, body: JsonObject, *, first: bool) -> JsonObject:
+    logprobs = to_logprobs(delta["content"], body) if "content" in delta else None
+    own = {"role": "assistant", **delta} if first else delta
+    return {"index": index, "delta": own, "logprobs": logprobs, "finish_reason": None}
+
+
+def _ends(choices: range, deltas: list[JsonObject], reason: str, usage: Usage | None) -> Iterator[Chunk]:
+    for index in choices:
+        delta: JsonObject = {} if deltas else {"role": "assistant", "content": ""}
+        yield Chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}])
+    if usage is not None:
+        yield Chunk([], usage)
+
+
+def _whole_choice(index: int, deltas: list[JsonObject], body: JsonObject, reason: str) -> JsonObject:
+    told = [to_logprobs(delta["content"], body) for delta in deltas if "content" in delta]
+    content = [entry for logprobs in told if logprobs is not None for entry in logprobs["content"]]
+    logprobs = {"content": content, "refusal": None} if body.get("logprobs") else None
+    return {"index": index, "delta": to_whole(deltas), "logprobs": logprobs, "finish_reason": reason}

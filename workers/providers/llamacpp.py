@@ -1,0 +1,84 @@
+"""llama.cpp's server: OpenAI's dialect, with integer error codes, `timings`, and 500 for what the caller did wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Final
+
+from common.contracts import Chunk, JsonObject, Usage
+from common.errors import UpstreamBusy, UpstreamError, UpstreamRefused
+from workers.providers import openai
+from workers.providers.base import Call
+from workers.providers.wire import is_object
+
+# --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
+
+
+def to_wire(call: Call) -> JsonObject:
+    """The body; the server knows only the older name of the answer's limit."""
+    body = openai.to_open_wire(call)
+    limit = body.pop("max_completion_tokens", None)
+    if limit is not None:
+        body["max_tokens"] = limit
+    return body
+
+
+# --- 2. their events to ours -----------------------------------------------------------------------------------------
+
+
+def from_wire(event: JsonObject) -> Chunk | None:
+    """The chunk in a streamed event, or None where it says nothing."""
+    chunk = openai.from_wire(event)
+    if "timings" in event and chunk is not None and chunk.usage is None:
+        chunk.usage = _usage_of(event["timings"])
+    return chunk
+
+
+def from_body(event: JsonObject) -> Chunk:
+    """The one chunk that holds a whole answer."""
+    chunk = openai.from_body(event)
+    if chunk.usage is None:
+        chunk.usage = _usage_of(event.get("timings"))
+    return chunk
+
+
+def _usage_of(timings: object) -> Usage | None:
+    """Servers from before `include_usage` count only here: tokens read, tokens taken from the cache, tokens made."""
+    if not is_object(timings):
+        return None
+    read, cached, made = (timings.get(name, 0) for name in ("prompt_n", "cache_n", "predicted_n"))
+    if not all(type(count) is int for count in (read, cached, made)):
+        return None
+    return openai.to_usage({"prompt_tokens": read + cached, "completion_tokens": made})
+
+
+# --- 3. their refusals to our errors ---------------------------------------------------------------------------------
+
+_CALLERS_FAULT: Final = re.compile(
+    r"(?:image|audio|video) input is not supported|mmproj|does not support (?:images|audio|multimodal)", re.IGNORECASE
+)
+
+
+def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> UpstreamError:
+    """Our error for an HTTP refusal."""
+    error = openai.to_error(status, body, headers, secrets=secrets)
+    failure = error.failure
+    if status == 500 and _CALLERS_FAULT.search(failure.message):
+        return UpstreamRefused(failure.message, param="messages")
+    if status == 503:  # the model is still being loaded, or no slot is free: nothing is broken
+        return UpstreamBusy(failure.message, retry_after_s=failure.retry_after_s)
+    return error
+
+
+# --- 4. the exchange -------------------------------------------------------------------------------------------------
+
+
+class LlamaCppProvider(openai.OpenAIProvider):
+    """A llama.cpp server."""
+
+    kind: ClassVar[str] = "llamacpp"
+    to_wire = staticmethod(to_wire)
+    from_wire = staticmethod(from_wire)
+    from_body = staticmethod(from_body)
+    to_error = staticmethod(to_error)

@@ -1,0 +1,284 @@
+"""Ollama's native API: JSON lines, because its OpenAI layer can set neither `num_ctx` nor `keep_alive`."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+import httpx
+import orjson
+
+from common.contracts import Chunk, JsonObject, Usage
+from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused
+from workers.providers.base import Call
+from workers.providers.upstream import drain, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
+from workers.providers.wire import JsonLineDecoder, is_object, json_object
+
+CHAT: Final = "/v1/chat/completions"
+NATIVE_CHAT: Final = "/api/chat"
+
+# --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
+
+# Request fields that are Ollama's `options` under the same name: OpenAI's, and its own that callers add.
+_OPTIONS: Final = (
+    *("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty"),
+    *("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"),
+)
+_BACKEND_TOP_LEVEL: Final = ("keep_alive", "think")
+
+
+def to_wire(call: Call) -> JsonObject:
+    """The body for `/api/chat`. Raises UpstreamRefused for what that API can't do."""
+    body, ours = call.body, call.backend.options
+    _refuse_unsupported(body)
+    wire: JsonObject = {
+        "model": call.model,
+        "messages": _messages(body.get("messages") or []),
+        "stream": call.stream,
+        "options": {**{k: v for k, v in ours.items() if k not in _BACKEND_TOP_LEVEL}, **_options(body)},
+        **{key: ours[key] for key in _BACKEND_TOP_LEVEL if key in ours},
+    }
+    if body.get("tools") and body.get("tool_choice") != "none":
+        wire["tools"] = body["tools"]
+    for key, value in (("format", _format(body.get("response_format"))), ("think", _think(body))):
+        if value is not None:
+            wire[key] = value
+    return wire
+
+
+def _refuse_unsupported(body: JsonObject) -> None:
+    asked = {
+        "n": body.get("n") not in (None, 1),
+        "logprobs": bool(body.get("logprobs")),
+        "top_logprobs": bool(body.get("top_logprobs")),
+        "logit_bias": bool(body.get("logit_bias")),
+        "tool_choice": body.get("tool_choice") not in (None, "none", "auto"),
+    }
+    for param, unsupported in asked.items():
+        if unsupported:
+            raise UpstreamRefused(f"Ollama does not support this value of {param!r}.", param=param)
+
+
+def _options(body: JsonObject) -> JsonObject:
+    options = {key: body[key] for key in _OPTIONS if body.get(key) is not None}
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    if limit is not None:
+        options["num_predict"] = limit
+    stop = body.get("stop")
+    if stop:
+        options["stop"] = [stop] if isinstance(stop, str) else stop
+    return options
+
+
+def _format(wanted: Any) -> Any:
+    if not is_object(wanted):
+        return None
+    schema: JsonObject = wanted.get("json_schema") or {}
+    return {"json_object": "json", "json_schema": schema.get("schema")}.get(str(wanted.get("type")))
+
+
+def _think(body: JsonObject) -> Any:
+    effort = body.get("reasoning_effort")
+    if effort is None:
+        return body.get("think")
+    return False if effort == "none" else "low" if effort == "minimal" else effort
+
+
+def _messages(messages: list[JsonObject]) -> list[JsonObject]:
+    names: dict[str, str] = {}  # of the tools called so far, by the call's id: Ollama matches results by name
+    return [_message(message, f"messages[{number}]", names) for number, message in enumerate(messages)]
+
+
+def _message(message: JsonObject, place: str, names: dict[str, str]) -> JsonObject:
+    role = message.get("role")
+    text, images = _content(message.get("content"), place)
+    wire: JsonObject = {"role": {"developer": "system", "function": "tool"}.get(str(role), role), "content": text}
+    if images:
+        wire["images"] = images
+    if message.get("tool_calls"):
+        wire["tool_calls"] = [_called(called, place, names) for called in message["tool_calls"]]
+    if wire["role"] == "tool":
+        wire["tool_name"] = message.get("name") or names.get(str(message.get("tool_call_id")), "")
+    return wire
+
+
+def _content(content: Any, place: str) -> tuple[str, list[str]]:
+    if content is None or isinstance(content, str):
+        return content or "", []
+    texts: list[str] = []
+    images: list[str] = []
+    for number, part in enumerate(content):
+        kind = part.get("type")
+        if kind in ("text", "refusal"):
+            texts.append(part.get(kind) or "")
+        elif kind == "image_url":
+            images.append(_image(part, f"{place}.content[{number}]"))
+        else:
+            raise UpstreamRefused("Ollama takes text and images only.", param=f"{place}.content[{number}].type")
+    return "".join(texts), images
+
+
+def _image(part: JsonObject, place: str) -> str:
+    image = part.get("image_url")
+    url = image.get("url") if is_object(image) else image
+    head, found, data = str(url).partition(";base64,")
+    if not found or not head.startswith("data:image/"):
+        raise UpstreamRefused(
+            "Ollama takes images only as data URLs ('data:image/png;base64,…').", param=f"{place}.image_url"
+        )
+    return data
+
+
+def _called(called: JsonObject, place: str, names: dict[str, str]) -> JsonObject:
+    function: JsonObject = called.get("function") or {}
+    try:
+        arguments = orjson.loads(function.get("arguments") or "{}")
+    except orjson.JSONDecodeError:
+        raise UpstreamRefused("A tool call's arguments must be JSON.", param=f"{place}.tool_calls") from None
+    names[str(called.get("id"))] = function.get("name", "")
+    return {"function": {"name": function.get("name"), "arguments": arguments}}
+
+
+# --- 2. their events to ours -----------------------------------------------------------------------------------------
+
+
+def from_wire(event: JsonObject, *, called: int = 0) -> Chunk | None:
+    """The chunk in a line, or None where it says nothing; `called` tool calls came in earlier lines."""
+    message = event.get("message")
+    delta = _delta(message if is_object(message) else {}, called)
+    if not event.get("done"):
+        return Chunk([{"index": 0, "delta": delta, "finish_reason": None}]) if delta else None
+    tools = called or "tool_calls" in delta
+    reason = "length" if event.get("done_reason") == "length" else "tool_calls" if tools else "stop"
+    return Chunk([{"index": 0, "delta": delta, "finish_reason": reason}], _usage(event))
+
+
+def _delta(message: JsonObject, called: int) -> JsonObject:
+    delta: JsonObject = {}
+    if message.get("content"):
+        delta["content"] = message["content"]
+    if message.get("thinking"):
+        delta["reasoning_content"] = message["thinking"]
+    if message.get("tool_calls"):
+        delta["tool_calls"] = [_call(number, tool) for number, tool in enumerate(message["tool_calls"], called)]
+    return delta
+
+
+def _call(number: int, tool: Any) -> JsonObject:
+    if not is_object(tool) or not is_object(function := tool.get("function")):
+        raise UpstreamProtocolError("The model's server sent a tool call without a function.")
+    arguments = orjson.dumps(function.get("arguments") or {}).decode()
+    name = function.get("name")
+    return {
+        "index": number,
+        "id": tool.get("id") or f"call_{randomness.token_hex(12)}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def _usage(event: JsonObject) -> Usage | None:
+    """Told only when both counts are: the prompt's is left out when the prompt was in the cache, and is not 0 then."""
+    prompt, made = event.get("prompt_eval_count"), event.get("eval_count")
+    if type(prompt) is not int or type(made) is not int or min(prompt, made) < 0:
+        return None
+    return Usage(prompt, made)
+
+
+# --- 3. their refusals to our errors ---------------------------------------------------------------------------------
+
+
+def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> UpstreamError:
+    """Our error for an HTTP refusal."""
+    try:
+        told = json_object(body).get("error")
+    except UpstreamProtocolError:
+        told = None
+    message = words(told, secrets)
+    if status == 503:  # its own queue is full
+        return UpstreamBusy(message or None, retry_after_s=retry_after_s(headers))
+    return refusal(status, message, retry_after_s=retry_after_s(headers))
+
+
+# --- 4. the exchange -------------------------------------------------------------------------------------------------
+
+
+class OllamaProvider:
+    """An Ollama server."""
+
+    kind: ClassVar[str] = "ollama"
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The answer's chunks, in order."""
+        if call.endpoint != CHAT:
+            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+        async with opened(self._client, call, NATIVE_CHAT, body=to_wire(call), to_error=to_error) as answer:
+            progress = Progress()
+            if not call.stream:
+                yield progress.whole(_event(await read_all(answer), call))
+                return
+            decoder, rest = JsonLineDecoder(), reads(answer)
+            async for raw in rest:
+                for chunk in _chunks(decoder.feed(raw), progress, call):
+                    yield chunk
+                if progress.done:
+                    break
+            for chunk in _chunks(decoder.finish(), progress, call):
+                yield chunk
+            progress.check()
+            await drain(rest)
+
+
+def _chunks(lines: list[bytes], progress: Progress, call: Call) -> Iterator[Chunk]:
+    for line in lines:
+        if progress.done:
+            return
+        if (chunk := progress.next(_event(line, call))) is not None:
+            yield chunk
+
+
+class Progress:
+    """How far an answer has come: its role told or not, its tool calls counted, its end seen."""
+
+    __slots__ = ("_begun", "_called", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._begun = False
+        self._called = 0
+
+    def next(self, event: JsonObject) -> Chunk | None:
+        """This line's chunk, or None."""
+        chunk = from_wire(event, called=self._called)
+        self.done = bool(event.get("done"))
+        if chunk is None:
+            return None
+        delta: JsonObject = chunk.choices[0]["delta"]
+        self._called += len(delta.get("tool_calls", ()))
+        if not self._begun:
+            self._begun = True
+            chunk.choices[0]["delta"] = {"role": "assistant", **delta}
+        return chunk
+
+    def whole(self, event: JsonObject) -> Chunk:
+        """The one chunk of an answer that was not streamed."""
+        chunk = self.next(event)
+        self.check()
+        assert chunk is not None
+        return chunk
+
+    def check(self) -> None:
+        """Raises where the answer broke off."""
+        if not self.done:
+            raise UpstreamProtocolError("The model's server ended its answer before it was finished.")
+
+
+def _event(line: bytes, call: Call) -> JsonObject:
+    event = json_object(line)
+    if event.get("error"):
+        raise refusal(500, words(event["error"], secrets_of(call)))
+    return event

@@ -1,0 +1,237 @@
+"""One HTTP exchange with a model server: open it, read it, and turn whatever goes wrong into our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+import httpx
+import orjson
+
+from common.contracts import JsonObject
+from common.errors import (
+    ContextTooLong,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from workers.providers.base import Call
+from workers.providers.scrub import prompt_texts, safe
+
+MAX_ERROR_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+MAX_RETRY_AFTER_S: Final = 3_600.0
+# How long a finished answer may take to end its HTTP body before its connection is given up instead of kept.
+DRAIN_S: Final = 0.1
+
+
+class ToError(Protocol):
+    """A provider's mapping from an HTTP refusal to our error; `secrets` must not appear in its message."""
+
+    def __call__(
+        self, status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()
+    ) -> UpstreamError: ...
+
+
+# --- the exchange ----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def opened(
+    client: httpx.AsyncClient, call: Call, path: str, *, body: JsonObject, to_error: ToError
+) -> AsyncGenerator[httpx.Response]:
+    """The upstream's answer to `body`: its status was 200, its bytes are not read yet. Closed on the way out."""
+    with translated():
+        response = await client.send(_request(client, call, path, body), stream=True)
+        try:
+            if response.status_code != 200:
+                text = await _read_some(response)
+                raise to_error(response.status_code, text, response.headers, secrets=secrets_of(call))
+            yield response
+        finally:
+            await response.aclose()
+
+
+async def read_all(response: httpx.Response) -> bytes:
+    """The whole body. Raises UpstreamProtocolError past MAX_BODY_BYTES."""
+    parts: list[bytes] = []
+    size_bytes = 0
+    async for piece in reads(response):
+        parts.append(piece)
+        size_bytes += len(piece)
+        if size_bytes > MAX_BODY_BYTES:
+            raise UpstreamProtocolError(f"The model's server sent more than {MAX_BODY_BYTES} bytes.")
+    return b"".join(parts)
+
+
+def reads(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body's bytes as they come: `stream` itself, for `aiter_raw` costs one more generator a token."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return aiter(response.stream)
+
+
+async def drain(rest: AsyncIterator[bytes]) -> None:
+    """Reads a finished answer's last bytes, so that its connection can be used again; gives up after DRAIN_S."""
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in rest:
+                pass
+    except (TimeoutError, httpx.HTTPError):
+        return  # the answer is complete; only its connection is lost
+
+
+def is_json(response: httpx.Response) -> bool:
+    """Whether the body is one JSON document and not a stream of events."""
+    return response.headers.get("content-type", "").startswith("application/json")
+
+
+async def _read_some(response: httpx.Response) -> bytes:
+    parts: list[bytes] = []
+    size_bytes = 0
+    async for piece in reads(response):
+        parts.append(piece)
+        size_bytes += len(piece)
+        if size_bytes >= MAX_ERROR_BYTES:
+            break
+    return b"".join(parts)[:MAX_ERROR_BYTES]
+
+
+def _request(client: httpx.AsyncClient, call: Call, path: str, body: JsonObject) -> httpx.Request:
+    headers = {"content-type": "application/json", "accept": "text/event-stream" if call.stream else "application/json"}
+    if call.api_key:
+        headers["authorization"] = f"Bearer {call.api_key}"
+    if call.request_id:
+        headers["x-request-id"] = call.request_id
+    return client.build_request(
+        "POST",
+        _url(call.backend.url, path),
+        content=orjson.dumps(body),
+        headers=headers,
+        extensions={"timeout": _limits_s(call)},
+    )
+
+
+@lru_cache(maxsize=1024)
+def _url(base: str, path: str) -> httpx.URL:
+    return httpx.URL(base + path)
+
+
+def _limits_s(call: Call) -> dict[str, float]:
+    connect_s = min(call.backend.connect_timeout_s, call.timeout_s)
+    # An answer that comes as one piece is silent until it is whole: only the total bounds it.
+    read_s = min(call.backend.idle_timeout_s, call.timeout_s) if call.stream else call.timeout_s
+    return {"connect": connect_s, "read": read_s, "write": call.timeout_s, "pool": connect_s, "total": call.timeout_s}
+
+
+def secrets_of(call: Call) -> Iterator[str]:
+    """What must not come back in an error: the key, the address, the prompt."""
+    if call.api_key:
+        yield call.api_key
+    yield call.backend.url
+    yield from sorted(set(prompt_texts(call.body)), key=len, reverse=True)
+
+
+# --- foreign errors, translated once ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    """Raises the HTTP client's errors as ours."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise UpstreamUnreachable from error
+    except httpx.TimeoutException as error:
+        raise UpstreamTimeout from error
+    except httpx.NetworkError as error:
+        raise UpstreamUnreachable("The connection to the model's server broke.") from error
+    except (httpx.ProtocolError, httpx.DecodingError, httpx.UnsupportedProtocol) as error:
+        raise UpstreamProtocolError from error
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise UpstreamError from error
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+_TOO_LONG: Final = re.compile(
+    r"context[ _](?:length|size|window)|maximum context|exceed\w* (?:the )?(?:available )?context"
+    r"|prompt (?:is )?too long|input (?:is )?too long|too many (?:input )?tokens",
+    re.IGNORECASE,
+)
+_NO_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_funds"})
+_TIMED_OUT: Final = frozenset({408, 504})
+_BUSY: Final = frozenset({429, 529})
+_CREDENTIALS: Final = frozenset({401, 402, 403})
+
+
+def refusal(
+    status: int,
+    message: str,
+    *,
+    code: str = "",
+    param: str | None = None,
+    retry_after_s: float | None = None,
+) -> UpstreamError:
+    """Our error for an upstream's status; its text and code count only where the status can't tell."""
+    if status in _CREDENTIALS or code in _NO_MONEY:
+        return UpstreamCredentials()  # the upstream's words would tell whose account it is, and often part of the key
+    if status in _BUSY or (status == 503 and retry_after_s is not None):
+        return UpstreamBusy(message or None, retry_after_s=retry_after_s)
+    if status in _TIMED_OUT:
+        return UpstreamTimeout(message or None)
+    if status == 501 or 400 <= status < 500:
+        return _refused(message, code, param)
+    if status >= 500:
+        return UpstreamError(message or None, retry_after_s=retry_after_s)
+    return UpstreamProtocolError(f"The model's server answered with the unexpected status {status}.")
+
+
+def _refused(message: str, code: str, param: str | None) -> UpstreamRefused:
+    if code in ("context_length_exceeded", "exceed_context_size_error") or _TOO_LONG.search(message):
+        return ContextTooLong(message or None, param=param)
+    return UpstreamRefused(message or None, param=param)
+
+
+def words(value: Any, secrets: Iterable[str]) -> str:
+    """An upstream's message, safe to pass on; empty where it is no text."""
+    return safe(value, secrets) if isinstance(value, str) else ""
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """The seconds that `retry-after-ms` or `retry-after` name, by the upstream's own clock; None where neither does."""
+    exact_ms = _number(headers.get("retry-after-ms", ""))
+    if exact_ms is not None:
+        return _bounded(exact_ms / 1_000)
+    value = headers.get("retry-after", "")
+    seconds = _number(value)
+    if seconds is None and value:
+        seconds = _seconds_between(headers.get("date", ""), value)
+    return None if seconds is None else _bounded(seconds)
+
+
+def _bounded(seconds: float) -> float | None:
+    return min(seconds, MAX_RETRY_AFTER_S) if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _seconds_between(earlier: str, later: str) -> float | None:
+    try:
+        return (parsedate_to_datetime(later) - parsedate_to_datetime(earlier)).total_seconds()
+    except (ValueError, TypeError):
+        return None

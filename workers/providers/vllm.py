@@ -1,0 +1,14 @@
+"""vLLM: OpenAI's dialect with more request fields; its reasoning and its errors in mid-stream are read by the base."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from workers.providers.openai import OpenAIProvider, to_open_wire
+
+
+class VllmProvider(OpenAIProvider):
+    """A vLLM server."""
+
+    kind: ClassVar[str] = "vllm"
+    to_wire = staticmethod(to_open_wire)
