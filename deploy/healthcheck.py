@@ -1,4 +1,4 @@
-"""A container's health check: exit code 0 when the process in it, gateway, scheduler or worker, answers on its own port.
+"""A container's health check: exit code 0 when its process, be it gateway, scheduler or worker, answers on its port.
 
 It asks for life, not readiness: a Redis that is away must not make an orchestrator restart everything.
 """
@@ -16,7 +16,9 @@ LIMIT_S = 2.0
 def addresses() -> list[str]:
     """Where the process may be: the gateway's HTTP port, then the ports on which each kind shows its metrics."""
     http_port = os.environ.get("HEADRACE_HTTP_PORT") or "8080"
-    metrics_ports = [os.environ.get("HEADRACE_METRICS_PORT")] if os.environ.get("HEADRACE_METRICS_PORT") else ["9092", "9093"]
+    metrics_ports = (
+        [os.environ.get("HEADRACE_METRICS_PORT")] if os.environ.get("HEADRACE_METRICS_PORT") else ["9092", "9093"]
+    )
     return [f"http://127.0.0.1:{http_port}/livez", *(f"http://127.0.0.1:{port}/metrics" for port in metrics_ports)]
 
 

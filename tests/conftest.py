@@ -1,15 +1,23 @@
-"""Fixtures that more than one folder of tests needs."""
+"""Fixtures that more than one folder of tests needs, and coroutine tests."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+import inspect
+from collections.abc import Iterator
 
 import pytest
 
-from common.store import Store
 from tests.support.redis_server import RedisServer, binaries
+from tests.support.runner import run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test that is a coroutine function; leaves the others to pytest."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}))
+    return True
 
 
 @pytest.fixture(scope="session", params=sorted(binaries(), reverse=True))
@@ -19,9 +27,40 @@ def server_kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def redis_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server for a whole session; each test finds it empty."""
+def _shared_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(binaries()[server_kind], tmp_path_factory.mktemp(server_kind))
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def redis_server(_shared_server: RedisServer) -> RedisServer:
+    """A server for a whole session; each test finds it empty."""
+    _shared_server.empty()
+    return _shared_server
+
+
+@pytest.fixture
+def own_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server of the test's own, which it may kill and freeze."""
+    server = RedisServer(binaries()[server_kind], tmp_path_factory.mktemp(f"own-{server_kind}"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _shared_cluster(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(binaries()[server_kind], tmp_path_factory.mktemp(f"cluster-{server_kind}"), cluster=True)
+    server.start()
+    server.own_all_slots()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def cluster_server(_shared_cluster: RedisServer) -> RedisServer:
+    """A server with cluster mode on that owns every slot; each test finds it empty."""
+    _shared_cluster.empty()
+    return _shared_cluster

@@ -80,19 +80,19 @@ def up_command() -> None:
 @app.command("gateway", epilog=example("HEADRACE_REDIS_URL=redis://redis:6379/0 headrace gateway"))
 def gateway_command() -> None:
     """Run one gateway: HTTP in, tokens out. SIGTERM drains it."""
-    _become("gateway.main")
+    _become("gateway")
 
 
 @app.command("worker", epilog=example("HEADRACE_POOLS=gpu HEADRACE_WORKER_CONCURRENCY=32 headrace worker"))
 def worker_command() -> None:
     """Run one worker: it takes jobs of its pools and calls their backends. SIGTERM drains it."""
-    _become("workers.main")
+    _become("workers")
 
 
 @app.command("scheduler", epilog=example("headrace scheduler"))
 def scheduler_command() -> None:
     """Run one scheduler: everything that happens on a timer. Several may run."""
-    _become("scheduler.main")
+    _become("scheduler")
 
 
 def _become(module: str) -> NoReturn:

@@ -89,9 +89,9 @@ def _processes(settings: Settings, told: dict[str, str], logs: Path, metrics_por
 
     workers = [f"worker-{number}" for number in range(1, settings.workers + 1)]
     return (
-        process("gateway", "gateway.main", GATEWAY_STAGE, metrics_port),
-        process("scheduler", "scheduler.main", SCHEDULER_STAGE, free_port()),
-        *(process(name, "workers.main", WORKER_STAGE, free_port()) for name in workers),
+        process("gateway", "gateway", GATEWAY_STAGE, metrics_port),
+        process("scheduler", "scheduler", SCHEDULER_STAGE, free_port()),
+        *(process(name, "workers", WORKER_STAGE, free_port()) for name in workers),
     )
 
 

@@ -13,11 +13,13 @@ from typing import Final
 
 import uvloop
 
-from tests.bench import http_scenarios, queue_scenarios, stack
+from tests.bench import http_scenarios, stack
+from tests.bench.claim_scenario import claim
 from tests.bench.cpu import cores
-from tests.bench.http_scenarios import Options, Profile
 from tests.bench.load import LoadFailed
+from tests.bench.options import Options, Profile
 from tests.bench.processes import NotReady
+from tests.bench.queue_scenarios import queue
 from tests.bench.report import Table, machine, write_json
 from tests.bench.stack import Setup
 
@@ -25,9 +27,9 @@ SCENARIOS: Final[Mapping[str, Callable[[Options], Awaitable[Table]]]] = {
     "nonstream": http_scenarios.nonstream,
     "streams": http_scenarios.streams,
     "ttft": http_scenarios.ttft,
-    "queue": queue_scenarios.queue,
+    "queue": queue,
     "many": http_scenarios.many,
-    "claim": queue_scenarios.claim,
+    "claim": claim,
 }
 
 
@@ -57,7 +59,6 @@ def _options(asked: argparse.Namespace, directory: Path) -> Options:
 async def _run(asked: argparse.Namespace, directory: Path) -> int:
     options = _options(asked, directory)
     failed = 0
-    print(" · ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n", flush=True)  # noqa: T201
     for name in asked.names or SCENARIOS:
         try:
             table = await SCENARIOS[name](options)
@@ -74,6 +75,7 @@ async def _run(asked: argparse.Namespace, directory: Path) -> int:
 def main() -> int:
     """Runs what was asked for; 1 where a scenario failed."""
     asked = _arguments()
+    print(" · ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n", flush=True)  # noqa: T201
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
         directory = (asked.logs or Path(scratch)).resolve()
         directory.mkdir(parents=True, exist_ok=True)

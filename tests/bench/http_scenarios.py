@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from tests.bench import stack
 from tests.bench.cpu import Meter, memory
 from tests.bench.load import Closed, Lane, LoadFailed, Tally, chat, closed_loop, open_loop, percentile
+from tests.bench.options import Options
 from tests.bench.profiler import recorded
 from tests.bench.report import Table, Value
 from tests.bench.stack import SYSTEMS, Setup, System, Upstream
@@ -20,24 +20,6 @@ from tests.bench.upstream import SCRIPTS
 
 _SETTLE_S: Final = 0.3
 _IDLE_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Which part to profile, and where the text goes."""
-
-    part: str
-    to: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What was asked for on the command line."""
-
-    setup: Setup
-    systems: tuple[str, ...]
-    short: bool = False
-    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +122,10 @@ async def _measured(shape: Shape, made: Bed) -> dict[str, Value]:
         spent = meter.spent_s()
     if (asked := made.upstream.counts().requests - seen) != total:
         raise LoadFailed(f"{total} requests went in, the upstream saw {asked}")
-    return _cost_row(made, tally, spent, idle_share)
+    row = _cost_row(made, tally, spent, idle_share)
+    if shape.stream:
+        row["TTFT p50 ms"] = 1000 * percentile(tally.first_s, 0.5)
+    return row
 
 
 async def _idle_share(made: Bed) -> float:
@@ -158,8 +143,6 @@ def _cost_row(made: Bed, tally: Tally, spent: dict[str, float], idle_share: floa
     row.update({part: per_1000[part] for part in (*made.system.parts, "upstream", "client")})
     row.update({"requests/s": tally.done / tally.wall_s, "n": tally.done, "idle %": idle_share})
     row.update({"p50 ms": 1000 * percentile(tally.total_s, 0.5), "p99 ms": 1000 * percentile(tally.total_s, 0.99)})
-    if SCRIPTS["bench-stream"].tokens and any(tally.first_s):
-        row["TTFT p50 ms"] = 1000 * percentile(tally.first_s, 0.5)
     return row
 
 

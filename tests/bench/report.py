@@ -28,7 +28,8 @@ class Table:
 
     def text(self) -> str:
         """The table as text."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        fullest_first = sorted(self.rows, key=len, reverse=True)
+        columns = list(dict.fromkeys(name for row in fullest_first for name in row))
         lines = [columns, *([shown(row.get(name)) for name in columns] for row in self.rows)]
         widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
         body = ["  ".join(_cell(text, widths[at], at) for at, text in enumerate(line)) for line in lines]
@@ -55,7 +56,7 @@ def machine() -> dict[str, Value]:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "memory_gib": round(memory_gib, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),

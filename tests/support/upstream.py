@@ -1,6 +1,6 @@
 """A stand-in for a model server: it answers each request with bytes that the test wrote, cut where the test wants.
 
-Run as a program (`python -m tests.support.upstream PORT`) it is a fast OpenAI server for benchmarks.
+Run as a program (`python -m tests.support.upstream PORT FIRST_MS EVERY_MS`) it is a fast OpenAI server for benchmarks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ class Break:
     """A step of a reply: cut the connection."""
 
 
-Step = bytes | Hang | Break
+@dataclass(frozen=True)
+class Drip:
+    """A step of a reply: the same bytes again and again, for as long as the client listens."""
+
+    data: bytes
+    every_s: float
+
+
+Step = bytes | Hang | Break | Drip
 HANG = Hang()
 BREAK = Break()
 
@@ -129,13 +137,23 @@ class Upstream:
             if isinstance(step, Hang):
                 await reader.read()  # ends when the client hangs up
                 return False
+            if isinstance(step, Drip):
+                await _drip(step, reader, writer)
+                return False
             writer.write(b"%x\r\n%s\r\n" % (len(step), step) if reply.chunked else step)
             await writer.drain()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # so that each step reaches the client by itself
         if reply.chunked:
             writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
+
+
+async def _drip(drip: Drip, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    gone = asyncio.ensure_future(reader.read())
+    while not gone.done():
+        writer.write(b"%x\r\n%s\r\n" % (len(drip.data), drip.data))
+        await asyncio.wait([gone], timeout=drip.every_s)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request | None:
@@ -152,30 +170,27 @@ async def _read_request(reader: asyncio.StreamReader) -> Request | None:
 
 # --- the fast one ------------------------------------------------------------------------------------------------------
 
-_TOKEN = b"data: " + orjson.dumps(
-    {
-        "id": "chatcmpl-stand-in",
-        "object": "chat.completion.chunk",
-        "created": 1_700_000_000,
-        "model": "stand-in",
-        "choices": [{"index": 0, "delta": {"content": " token"}, "logprobs": None, "finish_reason": None}],
-    }
-)
-_LAST = _TOKEN.replace(b'{"content":" token"}', b"{}").replace(b'"finish_reason":null', b'"finish_reason":"stop"')
+_NAMES = {"id": "chatcmpl-stand-in", "created": 1_700_000_000, "model": "stand-in"}
+
+
+def _event(choices: list[Any], usage: Any = None) -> bytes:
+    return b"data: " + orjson.dumps(
+        {**_NAMES, "object": "chat.completion.chunk", "choices": choices, **({"usage": usage} if usage else {})}
+    )
+
+
+def _choice(delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+_TOKEN = _event([_choice({"content": " token"}, None)])
+_LAST = _event([_choice({}, "stop")])
+_USAGE = _event([], {"prompt_tokens": 5, "completion_tokens": 64, "total_tokens": 69})
 _WHOLE = orjson.dumps(
     {
-        "id": "chatcmpl-stand-in",
+        **_NAMES,
         "object": "chat.completion",
-        "created": 1_700_000_000,
-        "model": "stand-in",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "Hello there."},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello there."}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
     }
 )
@@ -226,7 +241,7 @@ class _Fast(asyncio.Protocol):
             self._write(_TOKEN + b"\n\n")
             self._loop.call_later(self._every_s, self._tick)
             return
-        self._write(_LAST + b"\n\n" + _TOKEN.replace(b'"choices":[', b'"usage":{"prompt_tokens":5,"completion_tokens":64,"total_tokens":69},"choices":[],"x":[') + b"\n\ndata: [DONE]\n\n")
+        self._write(_LAST + b"\n\n" + _USAGE + b"\n\ndata: [DONE]\n\n")
         self._transport.write(b"0\r\n\r\n")
 
     def _write(self, data: bytes) -> None:

@@ -9,20 +9,7 @@ from typing import ClassVar, Final
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamBusy, UpstreamError, UpstreamRefused
 from workers.providers import openai
-from workers.providers.base import Call
 from workers.providers.wire import is_object
-
-# --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
-
-
-def to_wire(call: Call) -> JsonObject:
-    """The body; the server knows only the older name of the answer's limit."""
-    body = openai.to_open_wire(call)
-    limit = body.pop("max_completion_tokens", None)
-    if limit is not None:
-        body["max_tokens"] = limit
-    return body
-
 
 # --- 2. their events to ours -----------------------------------------------------------------------------------------
 
@@ -78,7 +65,7 @@ class LlamaCppProvider(openai.OpenAIProvider):
     """A llama.cpp server."""
 
     kind: ClassVar[str] = "llamacpp"
-    to_wire = staticmethod(to_wire)
+    to_wire = staticmethod(openai.to_open_wire)
     from_wire = staticmethod(from_wire)
     from_body = staticmethod(from_body)
     to_error = staticmethod(to_error)
