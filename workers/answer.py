@@ -125,7 +125,7 @@ class _Choice:
             "index": self._index,
             "message": self._message(),
             "logprobs": self._logprobs and {name: entries or None for name, entries in self._logprobs.items()},
-            "finish_reason": self.finish_reason or "stop",
+            "finish_reason": self.finish_reason,
         }
 
     def _message(self) -> JsonObject:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from common.config import ConfigError, Settings, load
 from deploy.local.child import python_environ, python_words
-from deploy.local.client import GatewayClient, find_gateway
+from deploy.local.client import GatewayClient, data_directory, find_gateway
 from deploy.local.demo import DEFAULT_QUESTION, demo
 from deploy.local.doctor import Finding, examine
 from deploy.local.jobs import chat_job, pick_model, watch
@@ -141,7 +141,7 @@ def submit_command(  # noqa: PLR0913 - options are parameters here
     text = sys.stdin.read() if prompt == "-" else prompt
 
     async def work() -> Exit:
-        async with GatewayClient(*find_gateway(url, key)) as client:
+        async with GatewayClient(*find_gateway(url, key, data_directory())) as client:
             chosen = await pick_model(client, model)
             body = chat_job(text, chosen, priority=priority, max_tokens=max_tokens)
             job = await client.submit(body, idempotency_key=idempotency_key)
@@ -163,7 +163,7 @@ def watch_command(
     """Print a job's answer as it comes; reconnects by itself and goes on where it was."""
 
     async def work() -> Exit:
-        async with GatewayClient(*find_gateway(url, key)) as client:
+        async with GatewayClient(*find_gateway(url, key, data_directory())) as client:
             return await watch(client, job, Console(), after=after)
 
     _finish(work())
@@ -180,7 +180,7 @@ def top_command(
     """Show lanes, workers and backends, live."""
 
     async def work() -> Exit:
-        async with GatewayClient(*find_gateway(url, key)) as client:
+        async with GatewayClient(*find_gateway(url, key, data_directory())) as client:
             await top(client, Console(), every_s=every_s, once=once)
             return Exit.OK
 

@@ -25,25 +25,25 @@ _MOST_FAILURES: Final = 8
 JsonObject = dict[str, Any]
 
 
-def find_gateway(url: str | None, key: str | None) -> tuple[str, str | None]:
-    """Where the gateway is and with which key: as told, else as the `headrace up` of this directory noted it."""
-    state = _state_of_up()
-    found = url or state.get("url") or DEFAULT_URL
+def data_directory() -> Path:
+    """Where a `headrace up` started from here keeps its data."""
+    return Path(os.environ.get("HEADRACE_DATA_DIR") or ".headrace")
+
+
+def find_gateway(url: str | None, key: str | None, directory: Path) -> tuple[str, str | None]:
+    """Where the gateway is and with which key: as told, else as the `headrace up` of this data directory noted it."""
+    state = state_of_up(directory)
+    found = (url or state.get("url") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
     # A key goes only to the gateway that it was noted for.
-    return found.rstrip("/").removesuffix("/v1"), key or (state.get("key") if found == state.get("url") else None)
+    return found, key or (state.get("key") if found == state.get("url") else None)
 
 
-def _state_of_up() -> dict[str, str]:
-    path = Path(os.environ.get("HEADRACE_DATA_DIR") or ".headrace") / "up.json"
+def state_of_up(directory: Path) -> dict[str, str]:
+    """What the running `headrace up` of this data directory noted about itself; nothing where none runs."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((directory / "up.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def redis_of_up() -> str | None:
-    """The Redis URL of the `headrace up` of this directory, if one is running."""
-    return _state_of_up().get("redis_url")
 
 
 class GatewayClient:

@@ -14,7 +14,7 @@ from common.config import DEFAULT_REDIS_URL, Backend, ConfigError, Settings, loa
 from common.errors import HeadraceError
 from common.inspection import StoreFacts, inspect
 from common.store import Store
-from deploy.local.client import redis_of_up
+from deploy.local.client import state_of_up
 
 MOST_SKEW_S: Final = 1.0
 FULL_SHARE: Final = 0.8
@@ -67,7 +67,7 @@ def judge_settings(settings: Settings) -> list[Finding]:
 
 
 async def _examine_store(settings: Settings) -> list[Finding]:
-    url = settings.redis_url or redis_of_up() or DEFAULT_REDIS_URL
+    url = settings.redis_url or state_of_up(settings.data_dir).get("redis_url") or DEFAULT_REDIS_URL
     store = Store.from_url(url)
     try:
         facts = await inspect(store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,18 +21,18 @@ _HEALTH: Final = {"True": ("healthy", "green"), "False": ("down", "red")}
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one round of asking brought."""
+    """What one round of asking brought: the rows of /v1/queues and of /workers."""
 
     url: str
-    lanes: Sequence[Row]
-    workers: Sequence[Row]
+    pools: list[Row]
+    workers: list[Row]
     now_ms: int
 
 
 async def look(client: GatewayClient) -> View:
     """One round of asking."""
     queues, workers = await asyncio.gather(client.get("/v1/queues"), client.get("/workers"))
-    return View(client.url, rows_of(queues), rows_of(workers), SystemClock().now_ms())
+    return View(client.url, queues["data"], workers, SystemClock().now_ms())
 
 
 async def top(client: GatewayClient, console: Console, *, every_s: float, once: bool) -> None:
@@ -54,63 +53,63 @@ async def _look_or_say(client: GatewayClient) -> RenderableType:
         return Text(str(trouble), style="red")
 
 
-def rows_of(answer: list[Row] | dict[str, list[Row]]) -> list[Row]:
-    """The rows of a list answer, bare or under OpenAI's `data`."""
-    return answer if isinstance(answer, list) else answer["data"]
-
-
 def render(view: View) -> RenderableType:
-    """The three tables."""
-    backends = {row["name"]: row for worker in view.workers for row in worker.get("backends", [])}
+    """The four tables."""
+    backends = {(worker["pool"], row["name"]): row for worker in view.workers for row in worker["backends"]}
     return Group(
         Text.assemble(("headrace ", "bold cyan"), (view.url, "dim")),
+        _pools(view),
         _lanes(view),
         _workers(view),
-        _backends(list(backends.values())),
+        _backends(backends),
     )
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", expand=False, box=None, pad_edge=False)
+    """A table whose first two columns are words and whose others are numbers."""
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 2 else "right", header_style="dim", no_wrap=True)
     return table
 
 
+def _pools(view: View) -> RenderableType:
+    table = _table("Pools", "pool", "", "waiting", "delayed", "running", "drains")
+    for row in view.pools:
+        running = sum(worker["running"] for worker in view.workers if worker["pool"] == row["pool"])
+        rate = row.get("drain_jobs_per_s")
+        drains = "–" if rate is None else f"{rate:.1f} jobs/s"
+        table.add_row(row["pool"], "", str(row["depth"]), str(row["delayed"]), str(running), drains)
+    return table
+
+
 def _lanes(view: View) -> RenderableType:
-    table = _table("\nLanes", "pool", "model", "class", "waiting", "oldest", "estimated wait")
-    for row in view.lanes:
-        table.add_row(
-            str(row["pool"]),
-            str(row.get("model", "")),
-            str(row.get("priority", "")),
-            str(row["depth"]),
-            duration(row.get("oldest_age_ms")),
-            duration(row.get("estimated_wait_ms")),
-        )
-    return table if view.lanes else Text("\nLanes\nnothing waits", style="dim")
+    table = _table("Lanes", "pool", "model", "class", "waiting", "oldest")
+    for pool in view.pools:
+        for lane in pool["lanes"]:
+            age = duration(lane["oldest_age_ms"])
+            table.add_row(pool["pool"], lane["model"], lane["class"], str(lane["depth"]), age)
+    return table if table.row_count else Text("\nLanes\nnothing waits", style="dim")
 
 
 def _workers(view: View) -> RenderableType:
-    table = _table("\nWorkers", "worker", "pool", "running", "slots", "lease")
+    table = _table("Workers", "worker", "pool", "running", "slots", "lease")
     for row in view.workers:
         left_ms = row["lease_expires_ms"] - view.now_ms
-        table.add_row(
-            str(row["id"]),
-            str(row["pool"]),
-            str(row["running"]),
-            str(row["concurrency"]),
-            duration(left_ms) if left_ms > 0 else Text("lapsed", style="red"),
-        )
+        lease = Text(duration(left_ms)) if left_ms > 0 else Text("lapsed", style="red")
+        table.add_row(row["id"], row["pool"], str(row["running"]), str(row["concurrency"]), lease)
     return table if view.workers else Text("\nWorkers\nnone: jobs wait until one comes", style="yellow")
 
 
-def _backends(rows: Sequence[Row]) -> RenderableType:
-    table = _table("\nBackends", "backend", "health", "breaker")
-    for row in rows:
-        word, style = _HEALTH.get(str(row.get("healthy")), ("unknown", "dim"))
-        table.add_row(str(row["name"]), Text(word, style=style), str(row.get("breaker", "–")))
-    return table if rows else Text("")
+def _backends(backends: dict[tuple[str, str], Row]) -> RenderableType:
+    table = _table("Backends", "backend", "pool", "health", "breaker", "load")
+    for (pool, name), row in backends.items():
+        word, style = _HEALTH.get(str(row.get("healthy")), ("not yet known", "dim"))
+        load = row.get("load")
+        table.add_row(
+            name, pool, Text(word, style=style), str(row.get("breaker") or "–"), "–" if load is None else f"{load:g}"
+        )
+    return table if backends else Text("")
 
 
 def duration(ms: float | None) -> str:

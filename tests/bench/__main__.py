@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 import tempfile
@@ -36,7 +35,7 @@ SCENARIOS: Final[Mapping[str, Callable[[Options], Awaitable[Table]]]] = {
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*SCENARIOS, []], metavar="name", help=", ".join(SCENARIOS))
-    parser.add_argument("--systems", default="", help=f"of {', '.join(stack.SYSTEMS)}; all that are installed")
+    parser.add_argument("--systems", default="", help=f"of {', '.join(stack.SYSTEMS)}, arq; all that are installed")
     parser.add_argument("--short", action="store_true", help="a few seconds each, for work on the code")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of the stack")
     parser.add_argument("--profile", metavar="PART", help="profile this part: gateway, worker, scheduler, proxy")
@@ -47,8 +46,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _options(asked: argparse.Namespace, directory: Path) -> Options:
-    systems = tuple(name for name in asked.systems.split(",") if name) or tuple(stack.present())
-    unknown = [name for name in systems if name not in stack.SYSTEMS]
+    systems = tuple(name for name in asked.systems.split(",") if name) or (*stack.present(), "arq")
+    unknown = [name for name in systems if name not in (*stack.SYSTEMS, "arq")]
     if unknown:
         raise SystemExit(f"no such system: {', '.join(unknown)}")
     to = asked.profile_to or Path(f"profile-{asked.profile}.txt")
@@ -63,10 +62,10 @@ async def _run(asked: argparse.Namespace, directory: Path) -> int:
         try:
             table = await SCENARIOS[name](options)
         except (LoadFailed, NotReady) as error:
-            print(f"== {name}: FAILED: {error}\n", flush=True)  # noqa: T201
+            print(f"== {name}: FAILED: {error}\n", flush=True)
             failed += 1
             continue
-        print(table.text(), flush=True)  # noqa: T201
+        print(table.text(), flush=True)
         if asked.json:
             write_json(asked.json, [table], short=asked.short)
     return 1 if failed else 0
@@ -75,7 +74,7 @@ async def _run(asked: argparse.Namespace, directory: Path) -> int:
 def main() -> int:
     """Runs what was asked for; 1 where a scenario failed."""
     asked = _arguments()
-    print(" · ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n", flush=True)  # noqa: T201
+    print(" · ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
         directory = (asked.logs or Path(scratch)).resolve()
         directory.mkdir(parents=True, exist_ok=True)

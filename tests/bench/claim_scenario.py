@@ -134,7 +134,7 @@ async def claim(options: Options) -> Table:
         "cost of a claim by queue depth",
         "the claim script's own time in the server (INFO commandstats around each call), median of the rounds; after "
         "each the job is settled and another put in, so that the depth stays; Valkey without AOF (so that filling it "
-        "takes minutes, not more)",
+        "takes minutes, not more); the first depth is one job in each lane",
         reach="grows ≤ 2× from depth 1 to 1,000,000",
     )
     for spread in _SPREADS:
@@ -147,17 +147,22 @@ async def claim(options: Options) -> Table:
 
 async def _series(backlog: Backlog, depths: tuple[int, ...], rounds: int) -> list[dict[str, Value]]:
     rows: list[dict[str, Value]] = []
-    empty_bytes = await backlog.memory_bytes()
-    for depth in depths:
-        await backlog.fill(depth - await backlog.depth())
-        held_bytes = await backlog.memory_bytes() - empty_bytes
+    for least in depths:
+        depth = max(least, len(backlog.spread.lanes))
+        bytes_a_job = await _filled_to(backlog, depth)
         ones = [await backlog.claim_us(1) for _ in range(rounds)]
         row: dict[str, Value] = {"backlog": backlog.spread.name, "depth": depth}
         row.update({"claim µs": percentile(ones, 0.5), "p99 µs": percentile(ones, 0.99)})
-        row["× depth 1"] = percentile(ones, 0.5) / float(rows[0]["claim µs"] or 1) if rows else 1.0
+        row["× first"] = percentile(ones, 0.5) / float(rows[0]["claim µs"] or 1) if rows else 1.0
         if depth >= 1_000:
             many = [await backlog.claim_us(32) for _ in range(rounds // 10)]
             row["µs a job, 32 a claim"] = percentile(many, 0.5) / 32
-            row["bytes a job"] = held_bytes // depth
+            row["bytes a job"] = bytes_a_job
         rows.append(row)
     return rows
+
+
+async def _filled_to(backlog: Backlog, depth: int) -> int:
+    before_bytes, missing = await backlog.memory_bytes(), depth - await backlog.depth()
+    await backlog.fill(missing)
+    return (await backlog.memory_bytes() - before_bytes) // max(1, missing)

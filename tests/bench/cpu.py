@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +68,14 @@ def memory(pid: int) -> Memory:
 
 
 class Meter:
-    """CPU seconds of named processes since it was made."""
+    """CPU seconds of named process trees since it was made, and of this process alone as `client`."""
 
     def __init__(self, parts: Mapping[str, int]) -> None:
         self._parts = dict(parts)
         self._before = self._read()
 
     def _read(self) -> dict[str, float]:
-        return {name: cpu_s(pid) for name, pid in self._parts.items()}
+        return {**{name: cpu_s(pid) for name, pid in self._parts.items()}, "client": time.process_time()}
 
     def spent_s(self) -> dict[str, float]:
         """Seconds by part."""
@@ -96,7 +97,7 @@ def cores() -> Cores:
 
 
 @contextmanager
-def on(which: Iterable[int]) -> Iterator[None]:
+def on(which: Iterable[int]) -> Generator[None]:
     """Whatever is started inside runs on these cores only, with all its threads; we come back to ours afterwards."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, which)

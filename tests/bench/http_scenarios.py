@@ -1,10 +1,10 @@
-"""What a request and a stream cost in CPU, and what is added to the first token: over HTTP, whole system on one core."""
+"""Over HTTP: what requests and streams cost in CPU, what is added to the first token, how many streams fit."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -13,9 +13,8 @@ from tests.bench import stack
 from tests.bench.cpu import Meter, memory
 from tests.bench.load import Closed, Lane, LoadFailed, Tally, chat, closed_loop, open_loop, percentile
 from tests.bench.options import Options
-from tests.bench.profiler import recorded
 from tests.bench.report import Table, Value
-from tests.bench.stack import SYSTEMS, Setup, System, Upstream
+from tests.bench.stack import SYSTEMS, System, Upstream
 from tests.bench.upstream import SCRIPTS
 
 _SETTLE_S: Final = 0.3
@@ -30,30 +29,19 @@ class Bed:
     upstream: Upstream
     options: Options
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Profiles the part asked for while the body runs."""
-        profile = self.options.profile
-        pid = next((pid for name, pid in self.system.parts.items() if profile and name.startswith(profile.part)), None)
-        if profile is None or pid is None:
-            yield
-        else:
-            with recorded(pid, profile.to):
-                yield
-
     def meter(self) -> Meter:
         """A meter over the system's parts and the harness."""
-        return Meter({**self.system.parts, "upstream": self.upstream.process.pid, "client": os.getpid()})
+        return Meter({**self.system.parts, "upstream": self.upstream.process.pid})
 
 
 @contextmanager
-def bed(name: str, options: Options) -> Iterator[Bed]:
+def bed(name: str, options: Options) -> Generator[Bed]:
     """The system by that name, started and ready."""
     with stack.upstream(options.setup) as upstream, SYSTEMS[name](options.setup, upstream) as system:
         yield Bed(system, upstream, options)
 
 
-# --- 1 and 2: CPU ------------------------------------------------------------------------------------------------------
+# --- 1 and 2: CPU -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +90,7 @@ async def streams(options: Options) -> Table:
 
 
 async def _cost(shape: Shape, table: Table, options: Options) -> Table:
-    for name in options.systems:
+    for name in options.http_systems:
         with bed(name, options) as made:
             table.add(await _measured(shape, made))
     return table
@@ -115,7 +103,7 @@ async def _measured(shape: Shape, made: Bed) -> dict[str, Value]:
     await closed_loop(shape.plan(system, max(shape.connections * 2, total // 10)))
     idle_share = await _idle_share(made) if system.parts and not options.short else None
     seen = made.upstream.counts().requests
-    with made.watched():
+    with options.watched(system.parts):
         meter = made.meter()
         tally = await closed_loop(shape.plan(system, total))
         await asyncio.sleep(_SETTLE_S)
@@ -146,7 +134,7 @@ def _cost_row(made: Bed, tally: Tally, spent: dict[str, float], idle_share: floa
     return row
 
 
-# --- 3: added time to the first token -----------------------------------------------------------------------------------
+# --- 3: added time to the first token ---------------------------------------------------------------------------------
 
 
 async def ttft(options: Options) -> Table:
@@ -158,7 +146,7 @@ async def ttft(options: Options) -> Table:
         "turns at Poisson times within one run; added = difference of the percentiles",
         reach="headrace ≤ 3 ms p50, ≤ 8 ms p99",
     )
-    for name in options.systems:
+    for name in options.http_systems:
         if name != "direct":
             with bed(name, options) as made:
                 table.add(await _added(made))
@@ -175,7 +163,7 @@ async def _added(made: Bed) -> dict[str, Value]:
 
     await open_loop(lanes(), rate_per_s=10, samples=20)
     measured = lanes()
-    with made.watched():
+    with made.options.watched(made.system.parts):
         await open_loop(measured, rate_per_s=10, samples=samples)
     return _added_row(made, *(lane.tally for lane in measured))
 
@@ -189,7 +177,7 @@ def _added_row(made: Bed, straight: Tally, through: Tally) -> dict[str, Value]:
     return row
 
 
-# --- 5: many streams at once ---------------------------------------------------------------------------------------------
+# --- 5: many streams at once ------------------------------------------------------------------------------------------
 
 
 async def many(options: Options) -> Table:
@@ -206,7 +194,7 @@ async def many(options: Options) -> Table:
     )
     shared = options.setup.with_system_on(frozenset(os.sched_getaffinity(0)), count + 64)
     placed = Options(shared, options.systems, options.short, options.profile)
-    for name in options.systems:
+    for name in options.http_systems:
         if name in ("passthrough", "headrace"):
             with bed(name, placed) as made:
                 table.add(await _crowd(made, model, count, ramp_s))
@@ -220,9 +208,9 @@ async def _crowd(made: Bed, model: str, count: int, ramp_s: float) -> dict[str, 
     front = made.system.parts.get("gateway") or made.system.parts["proxy"]
     before, meter, tally = memory(front), made.meter(), Tally()
     plan = Closed(request, target.port, count, count, ramp_s)
-    with made.watched():
+    with made.options.watched(made.system.parts):
         load = asyncio.create_task(closed_loop(plan, tally))
-        while tally.flowing < count and not load.done():
+        while tally.flowing < count and not load.done():  # noqa: ASYNC110 - an event for it would cost every token
             await asyncio.sleep(0.05)
         full = memory(front)
         await load

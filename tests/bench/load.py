@@ -7,7 +7,7 @@ import gc
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
 
 
 @contextmanager
-def _steady() -> Iterator[None]:
+def _steady() -> Generator[None]:
     # A collection in the middle of a run would show up as someone else's latency.
     gc.collect()
     gc.disable()
@@ -186,7 +186,7 @@ def _steady() -> Iterator[None]:
         gc.enable()
 
 
-# --- closed loop: as many at once as there are connections -------------------------------------------------------------
+# --- closed loop: as many at once as there are connections ------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ async def closed_loop(plan: Closed, tally: Tally | None = None) -> Tally:
     return tally
 
 
-# --- open loop: at a rate, whatever the answers take -------------------------------------------------------------------
+# --- open loop: at a rate, whatever the answers take ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +268,7 @@ async def open_loop(lanes: Sequence[Lane], *, rate_per_s: float, samples: int, s
 
     Raises LoadFailed where any answer was wrong or missing.
     """
-    gaps = random.Random(seed)  # noqa: S311 - arrival times, not secrets
+    gaps = random.Random(seed)
     waiting: set[asyncio.Future[None]] = set()
     with _steady():
         due_s = time.perf_counter()
@@ -304,7 +304,6 @@ async def _send_on(lane: Lane) -> asyncio.Future[None]:
             connection.on_end(ended)
             break
     else:
-        connection = Connection(lane.tally, ended)
-        await loop.create_connection(lambda: connection, "127.0.0.1", lane.port)
+        _, connection = await loop.create_connection(lambda: Connection(lane.tally, ended), "127.0.0.1", lane.port)
     connection.send(lane.request)
     return answered

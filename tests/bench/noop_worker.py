@@ -99,7 +99,7 @@ def headrace(url: str, starts: Starts) -> PoolWorker:
 def stock_arq(url: str, starts: Starts) -> Worker:
     """arq's own worker with the defaults it comes with, but for as many slots as ours has."""
 
-    async def noop(_ctx: dict[Any, Any], sent_ns: int) -> None:
+    async def noop(ctx: dict[Any, Any], sent_ns: int) -> None:
         starts.note(sent_ns)
 
     return Worker(
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--starts", type=Path, required=True)
     asked = parser.parse_args()
     starts = Starts(asked.starts)
-    print("ready", flush=True)  # noqa: T201 - the word that the parent waits for
+    print("ready", flush=True)
     sys.stdin.readline()
     uvloop.run(_work(asked.engine, asked.redis, starts))
 

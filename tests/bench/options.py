@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.stack import Setup
+from tests.bench.profiler import recorded
+from tests.bench.stack import SYSTEMS, Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +27,19 @@ class Options:
     systems: tuple[str, ...]
     short: bool = False
     profile: Profile | None = None
+
+    @property
+    def http_systems(self) -> tuple[str, ...]:
+        """Those of the systems that speak HTTP."""
+        return tuple(name for name in self.systems if name in SYSTEMS)
+
+    @contextmanager
+    def watched(self, parts: Mapping[str, int]) -> Generator[None]:
+        """Profiles the part that was asked for, if it is among these, while the body runs."""
+        profile = self.profile
+        pid = next((pid for name, pid in parts.items() if profile and name.startswith(profile.part)), None)
+        if profile is None or pid is None:
+            yield
+        else:
+            with recorded(pid, profile.to):
+                yield

@@ -67,7 +67,7 @@ def start(command: Command, logs: Path) -> Process:
     inherited = os.environ.get("PYTHONPATH")
     path = f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)
     with log.open("wb") as output, on(command.cores):
-        popen = subprocess.Popen(  # noqa: S603 - the words are ours
+        popen = subprocess.Popen(
             list(command.words),
             stdin=subprocess.DEVNULL,
             stdout=output,

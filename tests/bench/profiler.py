@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,13 +17,13 @@ _TOP: Final = 45
 
 
 @contextmanager
-def recorded(pid: int, to: Path, *, rate_hz: int = 400) -> Iterator[None]:
+def recorded(pid: int, to: Path, *, rate_hz: int = 400) -> Generator[None]:
     """Samples the process while the body runs; `to` gets the top functions, `to`.collapsed what speedscope opens."""
     raw = to.with_name(f"{to.name}.collapsed")
     words = ["record", "--pid", str(pid), "--rate", str(rate_hz), "--format", "raw", "--output", str(raw)]
     program = str(Path(sys.executable).with_name("py-spy"))
     with on(cores().harness):
-        spy = subprocess.Popen([program, *words, "--nonblocking"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+        spy = subprocess.Popen([program, *words, "--nonblocking"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield
     finally:

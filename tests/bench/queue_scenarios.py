@@ -36,7 +36,7 @@ _ENQUEUERS: Final = 32
 _LIMIT_S: Final = 120
 
 
-# --- the two ways in ----------------------------------------------------------------------------------------------------
+# --- the two ways in --------------------------------------------------------------------------------------------------
 
 
 class Producer(Protocol):
@@ -100,7 +100,7 @@ async def _producer(engine: str, url: str) -> AsyncGenerator[Producer]:
         await store.close()
 
 
-# --- processes ----------------------------------------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def _fleet(engine: str, size: int, url: str, directory: Path) -> Generator[Fleet
 
 def _worker(engine: str, url: str, starts: Path, log: int) -> subprocess.Popen[bytes]:
     words = ["-m", "tests.bench.noop_worker", "--engine", engine, "--redis", url, "--starts", str(starts)]
-    return subprocess.Popen(  # noqa: S603 - the words are ours
+    return subprocess.Popen(
         [sys.executable, "-P", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -182,7 +182,7 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-# --- the two measurements -----------------------------------------------------------------------------------------------
+# --- the two measurements ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,8 @@ class Drained:
     valkey_us_a_job: float
 
 
-async def _drain(engine: str, workers: int, jobs: int, directory: Path) -> Drained:
+async def _drain(engine: str, workers: int, jobs: int, options: Options) -> Drained:
+    directory = options.setup.directory
     with _server(directory) as server:
         async with _producer(engine, server.url) as producer:
             began_s = time.monotonic()
@@ -204,14 +205,15 @@ async def _drain(engine: str, workers: int, jobs: int, directory: Path) -> Drain
             with _fleet(engine, workers, server.url, directory) as fleet:
                 valkey = {"valkey": server.process.pid} if server.process else {}
                 meter = Meter({**valkey, **{str(process.pid): process.pid for process in fleet.processes}})
-                fleet.go()
-                ended_ns = await _wait_for_end(producer, fleet)
-                spent_s = meter.spent_s()
+                with options.watched({"worker": fleet.processes[0].pid}):
+                    fleet.go()
+                    ended_ns = await _wait_for_end(producer, fleet)
+                    spent_s = meter.spent_s()
                 started = fleet.started()
     if len(started) != jobs:
         raise LoadFailed(f"{jobs} jobs went in, {len(started)} were started")
     wall_s = (ended_ns - started[0][1]) / 1e9
-    cpu_us = 1e6 * sum(spent_s.values()) / jobs
+    cpu_us = 1e6 * (sum(spent_s.values()) - spent_s["client"]) / jobs
     return Drained(jobs / wall_s, enqueued_per_s, cpu_us, 1e6 * spent_s.get("valkey", 0.0) / jobs)
 
 
@@ -233,7 +235,7 @@ async def _wait_for_end(producer: Producer, fleet: Fleet) -> int:
 
 
 async def _delays_ms(engine: str, workers: int, samples: int, directory: Path) -> list[float]:
-    gaps = random.Random(11)  # noqa: S311 - arrival times, not secrets
+    gaps = random.Random(11)
     with _server(directory) as server, _fleet(engine, workers, server.url, directory) as fleet:
         async with _producer(engine, server.url) as producer:
             fleet.go()
@@ -252,7 +254,7 @@ async def _delays_ms(engine: str, workers: int, samples: int, directory: Path) -
     return [(began_ns - sent_ns) / 1e6 for sent_ns, began_ns in started]
 
 
-# --- the scenario -------------------------------------------------------------------------------------------------------
+# --- the scenario -----------------------------------------------------------------------------------------------------
 
 
 async def queue(options: Options) -> Table:
@@ -261,19 +263,19 @@ async def queue(options: Options) -> Table:
     table = Table(
         "queue",
         "no-op jobs through the queue",
-        f"a backlog is enqueued ({_ENQUEUERS} at once), then worker processes of {CONCURRENCY} slots each start on it at "
-        "one moment: jobs/s from the first start until the last has ended in Redis; delay: Poisson arrivals, "
-        f"{_ARRIVALS_PER_S}/s, to idle workers, call of enqueue to start of the job's function; Valkey with AOF, all on "
-        f"the machine's cores; arq with its defaults but as many slots; median of {rounds} interleaved rounds",
+        f"a backlog is enqueued ({_ENQUEUERS} at once), then worker processes of {CONCURRENCY} slots each start on it "
+        "at one moment: jobs/s from the first start until the last has ended in Redis; delay: Poisson arrivals, "
+        f"{_ARRIVALS_PER_S}/s, to idle workers, call of enqueue to start of the job's function; Valkey with AOF, all "
+        f"on the machine's cores; arq with its defaults but as many slots; median of {rounds} interleaved rounds",
         reach="headrace ≥ 5,000/s, more with four, not less; ≤ 1.5 ms p50",
     )
-    cells = [(engine, workers) for workers in (1, 4) for engine in ("headrace", "arq")]
+    cells = [(engine, workers) for workers in (1, 4) for engine in ("headrace", "arq") if engine in options.systems]
     drained: dict[tuple[str, int], list[Drained]] = {cell: [] for cell in cells}
     delays: dict[tuple[str, int], list[float]] = {cell: [] for cell in cells}
     for _ in range(rounds):
         for cell in cells:
             engine, workers = cell
-            drained[cell].append(await _drain(engine, workers, _jobs(engine, options), options.setup.directory))
+            drained[cell].append(await _drain(engine, workers, _jobs(engine, options), options))
             samples = 60 if options.short else 200
             delays[cell] += await _delays_ms(engine, workers, samples, options.setup.directory)
     for cell in cells:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,17 @@ import yaml
 
 from tests.bench.cpu import Cores, cores, on
 from tests.bench.load import Target
-from tests.bench.processes import Command, NotReady, Process, free_port, get, python, start, wait_until, wait_until_ready
+from tests.bench.processes import (
+    Command,
+    NotReady,
+    Process,
+    free_port,
+    get,
+    python,
+    start,
+    wait_until,
+    wait_until_ready,
+)
 from tests.bench.upstream import SCRIPTS, Counts
 from tests.support.redis_server import RedisServer, binaries
 
@@ -67,7 +77,7 @@ class System:
 
 
 @contextmanager
-def upstream(setup: Setup) -> Iterator[Upstream]:
+def upstream(setup: Setup) -> Generator[Upstream]:
     """The stand-in, on the harness's core."""
     port = free_port()
     command = Command("upstream", python("tests.bench.upstream", "--port", str(port)), setup.cores.harness)
@@ -77,7 +87,7 @@ def upstream(setup: Setup) -> Iterator[Upstream]:
 
 
 @contextmanager
-def _running(command: Command, setup: Setup) -> Iterator[Process]:
+def _running(command: Command, setup: Setup) -> Generator[Process]:
     process = start(command, setup.directory)
     try:
         yield process
@@ -89,13 +99,13 @@ def _running(command: Command, setup: Setup) -> Iterator[Process]:
 
 
 @contextmanager
-def direct(setup: Setup, upstream: Upstream) -> Iterator[System]:
+def direct(setup: Setup, upstream: Upstream) -> Generator[System]:
     """Nothing between: the stand-in itself, to know what the harness costs."""
     yield System(Target("direct", upstream.port), {})
 
 
 @contextmanager
-def passthrough(setup: Setup, upstream: Upstream) -> Iterator[System]:
+def passthrough(setup: Setup, upstream: Upstream) -> Generator[System]:
     """The bare pass-through."""
     port = free_port()
     words = python("tests.bench.passthrough", "--port", str(port), "--upstream", upstream.url)
@@ -110,7 +120,7 @@ def litellm_program() -> str | None:
 
 
 @contextmanager
-def litellm(setup: Setup, upstream: Upstream) -> Iterator[System]:
+def litellm(setup: Setup, upstream: Upstream) -> Generator[System]:
     """LiteLLM's proxy, one process, no database, no telemetry."""
     program = litellm_program()
     if program is None:
@@ -138,7 +148,7 @@ def _litellm_config(upstream: Upstream) -> dict[str, object]:
 
 
 @contextmanager
-def valkey(setup: Setup) -> Iterator[RedisServer]:
+def valkey(setup: Setup) -> Generator[RedisServer]:
     """The embedded Valkey on the system's core: never evicting, append-only file synced every second."""
     directory = setup.directory / "valkey"
     shutil.rmtree(directory, ignore_errors=True)
@@ -153,7 +163,7 @@ def valkey(setup: Setup) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def headrace(setup: Setup, upstream: Upstream) -> Iterator[System]:
+def headrace(setup: Setup, upstream: Upstream) -> Generator[System]:
     """The whole stack: Valkey, one gateway, one scheduler, and the workers."""
     with ExitStack() as running:
         server = running.enter_context(valkey(setup))

@@ -1,6 +1,6 @@
 """Model servers of every kind, played by stand-ins: a Scene says what happens, a stage plays it in that kind's dialect.
 
-The bytes are those of real servers, shortened. llama.cpp is also tested against the real engine, in `test_real_llamacpp`.
+The bytes are those of real servers, shortened. llama.cpp is also tested against the real engine (`test_real_llamacpp`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import orjson
 from pydantic import SecretStr
 
 from common.config import Backend
+from tests.support.upstream import BREAK, HANG, Drip, Reply, Request, Step, Upstream
 from workers.providers.base import Call, Provider
 from workers.providers.registry import make
-from tests.support.upstream import BREAK, HANG, Drip, Reply, Request, Step, Upstream
 
 KEY = "canary-key-4f9d2b7c"
 PROMPT = "the canary prompt about herons"
@@ -61,7 +61,7 @@ class Played:
         )
 
 
-# --- over HTTP ---------------------------------------------------------------------------------------------------------
+# --- over HTTP -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ async def play_over_http(kind: str, scene: Scene, client: httpx.AsyncClient, **s
         yield Played(make(kind, client), backend(kind, upstream.url, **settings), upstream)
 
 
-# --- echo, which has no wire -------------------------------------------------------------------------------------------
+# --- echo, which has no wire -----------------------------------------------------------------------------------------
 
 _ERROR_BY_STATUS = {
     400: "upstream_refused",

@@ -168,7 +168,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Request | None:
     return Request(method, path, headers, body)
 
 
-# --- the fast one ------------------------------------------------------------------------------------------------------
+# --- the fast one ----------------------------------------------------------------------------------------------------
 
 _NAMES = {"id": "chatcmpl-stand-in", "created": 1_700_000_000, "model": "stand-in"}
 

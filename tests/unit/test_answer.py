@@ -1,0 +1,124 @@
+"""A whole answer out of its chunks."""
+
+from __future__ import annotations
+
+from common.contracts import Chunk, JsonObject, Usage
+from workers.answer import Answer
+
+
+def _chunk(delta: JsonObject, reason: str | None = None, *, index: int = 0, **more: object) -> Chunk:
+    return Chunk([{"index": index, "delta": delta, "finish_reason": reason, **more}])
+
+
+def _result(*chunks: Chunk) -> JsonObject:
+    answer = Answer()
+    for chunk in chunks:
+        answer.add(chunk)
+    return answer.result()
+
+
+def test_texts_are_joined_in_order() -> None:
+    result = _result(
+        _chunk({"role": "assistant", "content": ""}),
+        _chunk({"reasoning_content": "h"}),
+        _chunk({"reasoning_content": "m"}),
+        _chunk({"content": "a"}),
+        _chunk({"content": "b"}),
+        _chunk({}, "length"),
+        Chunk([], Usage(3, 2, {"prompt_tokens_details": {"cached_tokens": 1}})),
+    )
+    message = {"role": "assistant", "content": "ab", "refusal": None, "reasoning_content": "hm"}
+    assert result == {
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 1},
+        },
+    }
+
+
+def test_choices_are_kept_apart_and_put_in_order() -> None:
+    choices = _result(
+        _chunk({"content": "b"}, index=1), _chunk({"content": "a"}), _chunk({"content": "B"}, "stop", index=1)
+    )["choices"]
+    assert [(choice["index"], choice["message"]["content"]) for choice in choices] == [(0, "a"), (1, "bB")]
+    assert [choice["finish_reason"] for choice in choices] == [None, "stop"]
+
+
+def test_tool_calls_are_put_together_from_their_pieces() -> None:
+    def piece(index: int, arguments: str, **more: object) -> Chunk:
+        function = {"arguments": arguments, **more}
+        named = {"id": f"call_{index}", "type": "function"} if more else {}
+        return _chunk({"tool_calls": [{"index": index, **named, "function": function}]})
+
+    message = _result(piece(0, "", name="f"), piece(0, '{"a'), piece(1, "{}", name="g"), piece(0, '":1}'))["choices"][
+        0
+    ]["message"]
+    assert message["content"] is None
+    assert message["tool_calls"] == [
+        {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
+        {"id": "call_1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+
+
+def test_a_call_whose_id_and_name_are_repeated_in_each_piece_has_them_once() -> None:
+    chunk = _chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "1"}}]})
+    message = _result(chunk, chunk)["choices"][0]["message"]
+    assert message["tool_calls"][0] == {"id": "c", "type": "function", "function": {"name": "f", "arguments": "11"}}
+
+
+def test_the_older_function_call_is_put_together_too() -> None:
+    message = _result(
+        _chunk({"function_call": {"name": "f", "arguments": "{"}}), _chunk({"function_call": {"arguments": "}"}})
+    )["choices"][0]["message"]
+    assert message["function_call"] == {"name": "f", "arguments": "{}"}
+
+
+def test_a_refusal_leaves_no_content() -> None:
+    message = _result(_chunk({"refusal": "I "}), _chunk({"refusal": "can't."}))["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": None, "refusal": "I can't."}
+
+
+def test_log_probabilities_are_joined() -> None:
+    entries = [{"token": "a"}, {"token": "b"}]
+    chunks = [_chunk({"content": e["token"]}, logprobs={"content": [e], "refusal": None}) for e in entries]
+    assert _result(*chunks)["choices"][0]["logprobs"] == {"content": entries, "refusal": None}
+
+
+def test_fields_that_nobody_knows_yet_are_kept() -> None:
+    message = _result(_chunk({"annotations": [1], "audio": {"id": "x"}}), _chunk({"annotations": [2]}))["choices"][0][
+        "message"
+    ]
+    assert message["annotations"] == [1, 2]
+    assert message["audio"] == {"id": "x"}
+
+
+def test_extra_keys_stand_beside_the_choices() -> None:
+    chunk = Chunk([], None, {"system_fingerprint": "fp"})
+    assert _result(_chunk({"content": "a"}), chunk)["system_fingerprint"] == "fp"
+
+
+def test_where_nobody_counted_the_usage_is_an_estimate_that_says_so() -> None:
+    answer = Answer(prompt_tokens=11)
+    answer.add(_chunk({"content": "nine char"}))
+    assert answer.usage == Usage(11, 3, {"estimated": True})
+    assert answer.result()["usage"] == {
+        "prompt_tokens": 11,
+        "completion_tokens": 3,
+        "total_tokens": 14,
+        "estimated": True,
+    }
+
+
+def test_text_is_measured_in_bytes() -> None:
+    answer = Answer()
+    answer.add(_chunk({"content": "aé水", "reasoning_content": "x"}))
+    answer.add(_chunk({"tool_calls": [{"index": 0, "function": {"name": "fn", "arguments": "{}"}}]}))
+    assert answer.text_bytes == 1 + 2 + 3 + 1 + 2 + 2
+
+
+def test_an_answer_without_chunks_has_no_choices() -> None:
+    assert Answer().finish_reason is None
+    assert Answer().result()["choices"] == []
