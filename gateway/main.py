@@ -83,11 +83,14 @@ class Server(uvicorn.Server):
         self._drain_s = drain_s
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """Closes the door; streams get until shortly before the drain's end, then go on elsewhere by resuming."""
+        """Closes the door; streams get until shortly before the drain's end, then go on elsewhere by resuming.
+
+        Not uvicorn's own, which raises the signal once more at the end: a drained gateway exits with 0.
+        """
         log.info("gateway.draining", signal=signal.Signals(sig).name)
         wait_s = 0.0 if self.should_exit else max(0.0, self._drain_s - LEAVE_STREAMS_S)
         asyncio.get_running_loop().call_later(wait_s, _end_streams)
-        super().handle_exit(sig, frame)  # pyright: ignore[reportArgumentType]
+        self.should_exit = True
 
 
 def _end_streams() -> None:

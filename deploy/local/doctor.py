@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -72,10 +73,17 @@ async def _examine_store(settings: Settings) -> list[Finding]:
     try:
         facts = await inspect(store)
     except HeadraceError as error:
-        return [Finding("failure", "redis", str(error), "start it, or set HEADRACE_REDIS_URL to where it is")]
+        what = f"{without_password(url)}: {error}"
+        return [Finding("failure", "redis", what, "start it, or set HEADRACE_REDIS_URL to where it is")]
     finally:
         await store.close()
     return judge_store(facts)
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def judge_store(facts: StoreFacts) -> list[Finding]:

@@ -190,7 +190,7 @@ def _wait_for_workers(processes: list[Process], port: int, workers: int) -> None
 
     def registered() -> bool:
         status, body = get(port, "/workers", API_KEY)
-        return status == 200 and len(orjson.loads(body).get("workers", ())) >= workers
+        return status == 200 and len(orjson.loads(body)) >= workers
 
     wait_until(registered, lambda: f"the workers did not register:\n{gateway.last_lines()}")
 

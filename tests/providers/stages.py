@@ -5,12 +5,11 @@ The bytes are those of real servers, shortened. llama.cpp is also tested against
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import orjson
 from pydantic import SecretStr
 
@@ -18,6 +17,7 @@ from common.config import Backend
 from tests.support.upstream import BREAK, HANG, Drip, Reply, Request, Step, Upstream
 from workers.providers.base import Call, Provider
 from workers.providers.registry import make
+from workers.providers.transport import new_client
 
 KEY = "canary-key-4f9d2b7c"
 PROMPT = "the canary prompt about herons"
@@ -196,10 +196,17 @@ DIALECTS = {dialect.kind: dialect for dialect in (OPENAI, VLLM, LLAMACPP, OLLAMA
 
 
 @asynccontextmanager
-async def play_over_http(kind: str, scene: Scene, client: httpx.AsyncClient, **settings: Any) -> AsyncIterator[Played]:
+async def play_over_http(kind: str, scene: Scene, **settings: Any) -> AsyncGenerator[Played]:
     """A scene played by a stand-in for this kind of server."""
     dialect = DIALECTS[kind]
-    async with Upstream(lambda request: dialect.reply(scene, request)).running() as upstream:
+    async with replying(kind, lambda request: dialect.reply(scene, request), **settings) as played:
+        yield played
+
+
+@asynccontextmanager
+async def replying(kind: str, answer: Callable[[Request], Reply], **settings: Any) -> AsyncGenerator[Played]:
+    """A stand-in whose replies the test makes itself."""
+    async with new_client() as client, Upstream(answer).running() as upstream:
         yield Played(make(kind, client), backend(kind, upstream.url, **settings), upstream)
 
 
@@ -229,7 +236,7 @@ def _script(scene: Scene) -> dict[str, Any]:
     if scene.hang_at is not None:
         script |= {"hang_at": scene.hang_at}
     if scene.drip:
-        script |= {"tokens": 1_000_000, "token_ms": 10}
+        script |= {"tokens": 10_000, "token_ms": 10}
     return script
 
 
@@ -240,10 +247,11 @@ def backend(kind: str, url: str = "", **settings: Any) -> Backend:
 
 
 @asynccontextmanager
-async def play(kind: str, scene: Scene, client: httpx.AsyncClient, **settings: Any) -> AsyncIterator[Played]:
+async def play(kind: str, scene: Scene, **settings: Any) -> AsyncGenerator[Played]:
     """A scene played by a server of this kind."""
     if kind == "echo":
-        yield Played(make("echo", client), backend("echo", options=_script(scene), **settings), None)
+        async with new_client() as client:
+            yield Played(make("echo", client), backend("echo", options=_script(scene), **settings), None)
         return
-    async with play_over_http(kind, scene, client, **settings) as played:
+    async with play_over_http(kind, scene, **settings) as played:
         yield played

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from dataclasses import replace
 
-import httpx
 import pytest
 
 from common.contracts import Chunk
@@ -25,7 +24,7 @@ from workers.answer import Answer
 from workers.providers.base import Call
 from workers.providers.registry import KINDS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("kind", KINDS)]
+pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
 async def _all(played: Played, call: Call) -> list[Chunk]:
@@ -52,15 +51,15 @@ def _answer(chunks: list[Chunk]) -> Answer:
     return answer
 
 
-async def test_tokens_come_in_order_and_each_once(kind: str, client: httpx.AsyncClient) -> None:
+async def test_tokens_come_in_order_and_each_once(kind: str) -> None:
     tokens = tuple(f" {number}" for number in range(300))
-    async with play(kind, Scene(tokens=tokens), client) as played:
+    async with play(kind, Scene(tokens=tokens)) as played:
         chunks = await _all(played, played.call())
     assert tuple(_texts(chunks)) == tokens
 
 
-async def test_usage_comes_at_the_end(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(), client) as played:
+async def test_usage_comes_at_the_end(kind: str) -> None:
+    async with play(kind, Scene()) as played:
         chunks = await _all(played, played.call())
     usage = chunks[-1].usage
     assert usage is not None
@@ -68,8 +67,8 @@ async def test_usage_comes_at_the_end(kind: str, client: httpx.AsyncClient) -> N
     assert all(chunk.usage is None for chunk in chunks[:-2])
 
 
-async def test_the_first_delta_names_the_role_and_one_choice_finishes(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(), client) as played:
+async def test_the_first_delta_names_the_role_and_one_choice_finishes(kind: str) -> None:
+    async with play(kind, Scene()) as played:
         chunks = await _all(played, played.call())
     choices = [choice for chunk in chunks for choice in chunk.choices]
     assert [choice["delta"].get("role") for choice in choices] == ["assistant"] + [None] * (len(choices) - 1)
@@ -77,8 +76,8 @@ async def test_the_first_delta_names_the_role_and_one_choice_finishes(kind: str,
     assert {choice["index"] for choice in choices} == {0}
 
 
-async def test_an_answer_in_one_piece_equals_the_streamed_ones_sum(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(), client) as played:
+async def test_an_answer_in_one_piece_equals_the_streamed_ones_sum(kind: str) -> None:
+    async with play(kind, Scene()) as played:
         streamed = _answer(await _all(played, played.call()))
         whole = await _all(played, played.call(stream=False))
     assert len(whole) == 1
@@ -99,70 +98,64 @@ async def test_an_answer_in_one_piece_equals_the_streamed_ones_sum(kind: str, cl
         (504, UpstreamTimeout),
     ],
 )
-async def test_each_refusal_becomes_our_error(
-    kind: str, client: httpx.AsyncClient, status: int, error: type[UpstreamError], stream: bool
-) -> None:
-    async with play(kind, Scene(refuse=status), client) as played:
+async def test_each_refusal_becomes_our_error(kind: str, status: int, error: type[UpstreamError], stream: bool) -> None:
+    async with play(kind, Scene(refuse=status)) as played:
         texts, caught = await _until_it_fails(played, played.call(stream=stream))
     assert type(caught) is error
     assert texts == []
 
 
-async def test_a_busy_server_says_when_to_come_back(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(refuse=429), client) as played:
+async def test_a_busy_server_says_when_to_come_back(kind: str) -> None:
+    async with play(kind, Scene(refuse=429)) as played:
         _, caught = await _until_it_fails(played, played.call())
     assert caught.failure.retry_after_s == 7
 
 
 @pytest.mark.parametrize("at", [0, 2, 4])
-async def test_a_failure_in_mid_stream_comes_after_the_tokens_before_it(
-    kind: str, client: httpx.AsyncClient, at: int
-) -> None:
-    async with play(kind, Scene(fail_at=at), client) as played:
+async def test_a_failure_in_mid_stream_comes_after_the_tokens_before_it(kind: str, at: int) -> None:
+    async with play(kind, Scene(fail_at=at)) as played:
         texts, caught = await _until_it_fails(played, played.call())
     assert type(caught) is UpstreamError
     assert tuple(texts) == TOKENS[:at]
 
 
-async def test_a_cut_connection_is_an_unreachable_server(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(break_at=2), client) as played:
+async def test_a_cut_connection_is_an_unreachable_server(kind: str) -> None:
+    async with play(kind, Scene(break_at=2)) as played:
         texts, caught = await _until_it_fails(played, played.call())
     assert type(caught) is UpstreamUnreachable
     assert tuple(texts) == TOKENS[: len(texts)]
 
 
-async def test_an_answer_without_its_end_is_never_taken_for_whole(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(stop_short=True), client) as played:
+async def test_an_answer_without_its_end_is_never_taken_for_whole(kind: str) -> None:
+    async with play(kind, Scene(stop_short=True)) as played:
         texts, caught = await _until_it_fails(played, played.call())
     assert type(caught) is UpstreamProtocolError
     assert tuple(texts) == TOKENS
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_the_calls_time_limit_holds_for_a_silent_server(
-    kind: str, client: httpx.AsyncClient, stream: bool
-) -> None:
-    async with play(kind, Scene(hang_at=0), client) as played:
+async def test_the_calls_time_limit_holds_for_a_silent_server(kind: str, stream: bool) -> None:
+    async with play(kind, Scene(hang_at=0)) as played:
         _, caught = await _until_it_fails(played, played.call(stream=stream, timeout_s=0.1))
     assert type(caught) is UpstreamTimeout
 
 
-async def test_the_calls_time_limit_holds_while_tokens_keep_coming(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(drip=True), client) as played:
+async def test_the_calls_time_limit_holds_while_tokens_keep_coming(kind: str) -> None:
+    async with play(kind, Scene(drip=True)) as played:
         texts, caught = await _until_it_fails(played, played.call(timeout_s=0.2))
     assert type(caught) is UpstreamTimeout
     assert texts
 
 
-async def test_a_server_that_falls_silent_is_given_up(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(hang_at=2), client, idle_timeout_s=0.1) as played:
+async def test_a_server_that_falls_silent_is_given_up(kind: str) -> None:
+    async with play(kind, Scene(hang_at=2), idle_timeout_s=0.1) as played:
         texts, caught = await _until_it_fails(played, played.call(timeout_s=60))
     assert type(caught) is UpstreamTimeout
     assert tuple(texts) == TOKENS[:2]
 
 
-async def test_the_time_limit_interrupts_only_the_provider(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(drip=True), client) as played:
+async def test_the_time_limit_interrupts_only_the_provider(kind: str) -> None:
+    async with play(kind, Scene(drip=True)) as played:
         chunks = played.provider.stream(played.call(timeout_s=0.1))
         await anext(chunks)
         # What the reader does between two chunks is its own affair, however long it takes.
@@ -173,8 +166,8 @@ async def test_the_time_limit_interrupts_only_the_provider(kind: str, client: ht
                 pass
 
 
-async def test_cancelling_ends_the_call_and_closes_its_connection(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(hang_at=2), client) as played:
+async def test_cancelling_ends_the_call_and_closes_its_connection(kind: str) -> None:
+    async with play(kind, Scene(hang_at=2)) as played:
         begun = asyncio.Event()
 
         async def read() -> None:
@@ -192,8 +185,8 @@ async def test_cancelling_ends_the_call_and_closes_its_connection(kind: str, cli
             assert played.upstream.open == 0
 
 
-async def test_cancelling_before_the_first_byte_closes_the_connection(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(hang_at=0), client) as played:
+async def test_cancelling_before_the_first_byte_closes_the_connection(kind: str) -> None:
+    async with play(kind, Scene(hang_at=0)) as played:
         task = asyncio.create_task(_all(played, played.call(stream=False)))
         done, _ = await asyncio.wait([task], timeout=0.1)
         assert not done
@@ -204,8 +197,8 @@ async def test_cancelling_before_the_first_byte_closes_the_connection(kind: str,
             await asyncio.wait_for(played.upstream.gone.wait(), 2)
 
 
-async def test_closing_the_generator_closes_the_connection(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(hang_at=2), client) as played:
+async def test_closing_the_generator_closes_the_connection(kind: str) -> None:
+    async with play(kind, Scene(hang_at=2)) as played:
         chunks = played.provider.stream(played.call())
         await anext(chunks)
         await chunks.aclose()
@@ -213,30 +206,30 @@ async def test_closing_the_generator_closes_the_connection(kind: str, client: ht
             await asyncio.wait_for(played.upstream.gone.wait(), 2)
 
 
-async def test_calls_at_the_same_time_do_not_mix(kind: str, client: httpx.AsyncClient) -> None:
+async def test_calls_at_the_same_time_do_not_mix(kind: str) -> None:
     scenes = [Scene(tokens=tuple(f" {name}{number}" for number in range(50))) for name in "abc"]
     async with (
-        play(kind, scenes[0], client) as a,
-        play(kind, scenes[1], client) as b,
-        play(kind, scenes[2], client) as c,
+        play(kind, scenes[0]) as a,
+        play(kind, scenes[1]) as b,
+        play(kind, scenes[2]) as c,
     ):
         answers = await asyncio.gather(*(_all(played, played.call()) for played in (a, b, c)))
     assert [tuple(_texts(chunks)) for chunks in answers] == [scene.tokens for scene in scenes]
 
 
-async def test_an_endpoint_it_does_not_serve_is_refused(kind: str, client: httpx.AsyncClient) -> None:
-    async with play(kind, Scene(), client) as played:
+async def test_an_endpoint_it_does_not_serve_is_refused(kind: str) -> None:
+    async with play(kind, Scene()) as played:
         _, caught = await _until_it_fails(played, replace(played.call(), endpoint="/v1/images"))
     assert type(caught) is UpstreamRefused
 
 
 @pytest.mark.parametrize("scene", [Scene(), Scene(refuse=400), Scene(refuse=401), Scene(refuse=500), Scene(fail_at=1)])
 async def test_neither_key_nor_prompt_gets_into_errors_or_logs(
-    kind: str, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, scene: Scene
+    kind: str, caplog: pytest.LogCaptureFixture, scene: Scene
 ) -> None:
     caplog.set_level(logging.DEBUG)
     told: list[str] = []
-    async with play(kind, scene, client) as played:
+    async with play(kind, scene) as played:
         try:
             await _all(played, played.call())
         except HeadraceError as error:

@@ -14,8 +14,6 @@ from workers.answer import Answer
 from workers.providers.base import Call
 from workers.providers.echo import EchoProvider
 
-pytestmark = pytest.mark.anyio
-
 
 class SleeplessClock:
     """A clock on which sleeping takes no time and is written down."""
@@ -101,7 +99,8 @@ async def test_delays_are_the_scripts() -> None:
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 async def test_the_callers_limit_ends_the_answer(field: str) -> None:
-    choice = (await _answer(_call("a b c", **{field: 2})))["choices"][0]
+    body: dict[str, Any] = {field: 2}
+    choice = (await _answer(_call("a b c", **body)))["choices"][0]
     assert choice["message"]["content"] == "a b"
     assert choice["finish_reason"] == "length"
 

@@ -4,6 +4,8 @@ Its answers are nonsense, but the engine, its protocol and its mistakes are real
 Run as a program (`python -m tests.support.tiny_model MODEL PORT`) it serves until its standard input ends.
 """
 
+# xllamacpp is a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import subprocess

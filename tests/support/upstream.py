@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -88,7 +88,7 @@ class Upstream:
         return f"http://127.0.0.1:{self.port}"
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Upstream]:
+    async def running(self) -> AsyncGenerator[Upstream]:
         """The server, listening; all its connections are closed on the way out."""
         tasks: set[asyncio.Task[None]] = set()
 
@@ -199,6 +199,8 @@ _WHOLE = orjson.dumps(
 class _Fast(asyncio.Protocol):
     """One connection: `max_tokens` tokens, the first after `first_ms`, one each `every_ms`; or one body at once."""
 
+    open: ClassVar[int] = 0
+
     def __init__(self, first_ms: float, every_ms: float) -> None:
         self._first_s, self._every_s = first_ms / 1_000, every_ms / 1_000
         self._loop = asyncio.get_running_loop()
@@ -207,6 +209,10 @@ class _Fast(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        _Fast.open += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _Fast.open -= 1
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -222,7 +228,7 @@ class _Fast(asyncio.Protocol):
 
     def _answer(self, head: bytes, body: Any) -> None:
         if not body.get("stream"):
-            text = _WHOLE if b"chat/completions" in head else b'{"object":"list","data":[]}'
+            text = _WHOLE if b"chat/completions" in head else b'{"open":%d}' % _Fast.open
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text)
             )

@@ -9,7 +9,14 @@ import pytest
 
 from common.config import Backend, Model, Settings, Target
 from common.inspection import StoreFacts, parse_info
-from deploy.local.doctor import judge_backend, judge_settings, judge_store, models_known, models_wanted
+from deploy.local.doctor import (
+    judge_backend,
+    judge_settings,
+    judge_store,
+    models_known,
+    models_wanted,
+    without_password,
+)
 
 GOOD = StoreFacts(
     server="redis",
@@ -107,3 +114,15 @@ def test_settings_without_models_are_told() -> None:
 def test_info_is_read_by_its_names() -> None:
     raw = b"# Server\r\nredis_version:7.0.15\r\n\r\n# Persistence\r\naof_enabled:1\r\nexecutable:/a:b\r\n"
     assert parse_info(raw) == {"redis_version": "7.0.15", "aof_enabled": "1", "executable": "/a:b"}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:6379/2", "redis://host:6379/2"),
+        ("rediss://:p%40ss@host:6379/0?password=secret", "rediss://host:6379/0"),
+        ("unix:///tmp/valkey.sock?db=0", "unix:///tmp/valkey.sock"),
+    ],
+)
+def test_a_password_is_never_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown

@@ -56,7 +56,7 @@ class Script(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str | None = None
-    tokens: NonNegativeInt | None = Field(default=None, le=1_000_000)
+    tokens: NonNegativeInt | None = Field(default=None, le=100_000)
     numbered: bool = False
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()

@@ -1,0 +1,157 @@
+"""A JSON object out of bytes that a stranger sent: bounded, unambiguous, and without a name that picks a destination.
+
+The cost is kept linear and small: what can be counted in the bytes is counted before anything is built of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import orjson
+
+from common.contracts import JsonObject
+from common.errors import BadRequest
+
+MAX_DEPTH: Final = 64
+MAX_NODES: Final = 50_000
+MAX_NAME_CHARACTERS: Final = 256
+# Whole numbers beyond 64 bits come out of the parser as floats of about this size: they would be changed in silence.
+MAX_NUMBER: Final = 2.0**64
+
+SchemasOf = Callable[[JsonObject], Iterable[tuple[str, JsonObject]]]
+
+# Compounds that no honest field has as a part of its name, in snake, kebab and camel case: `openai_api_base`, `apiKey`.
+_COMPOUNDS: Final = (
+    "api[_-]?base|base[_-]?api|base[_-]?urls?|api[_-]?urls?|api[_-]?endpoint|endpoint[_-]?url|api[_-]?keys?|"
+    "api[_-]?version|api[_-]?type|api[_-]?host|model[_-]?list|custom[_-]?llm[_-]?provider|access[_-]?key|"
+    "secret[_-]?key|session[_-]?token|ad[_-]?token|(?:extra|default|custom)[_-]?(?:headers?|query|body)|"
+    "(?:default|context[_-]?window|content[_-]?policy)[_-]?fallbacks?|credential[_-]?names?|kv[_-]?transfer[_-]?params|"
+    "logits[_-]?processors|chat[_-]?template(?![_-]?kwargs)"
+)
+# Ordinary words, refused only where they are the whole name (or one segment of `a.b` or `a[b]`).
+_WORDS: Final = (
+    "headers|fallbacks?|credentials?|authorization|proxy|proxies|deployment[_-]?id|remote[_-]?(?:host|port|url)|"
+    "organization[_-]?id|mock[_-]?response|(?:aws|azure|vertex|litellm|watsonx|sagemaker|bedrock)[_-][\\w-]*"
+)
+_FORBIDDEN: Final = re.compile(
+    rf"(?:^|[^a-z0-9])(?:{_COMPOUNDS})(?![a-z0-9])|(?:^|[\[\].])(?:{_WORDS})(?:$|[\[\].])", re.IGNORECASE
+)
+_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+# Names met in nearly every request: a mapping that has only these needs no further look.
+_PLAIN: Final = frozenset(
+    {
+        *("model", "messages", "stream", "stream_options", "n", "stop", "seed", "temperature", "top_p", "max_tokens"),
+        *("max_completion_tokens", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs"),
+        *("response_format", "tools", "tool_choice", "parallel_tool_calls", "metadata", "user", "store"),
+        *("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content", "type", "text"),
+        *("image_url", "url", "detail", "id", "function", "arguments", "description", "parameters", "strict"),
+        *("include_usage", "json_schema", "schema", "prompt", "system", "endpoint", "body", "priority"),
+    }
+)
+
+
+def read_object(raw: bytes, schemas_of: SchemasOf) -> JsonObject:
+    """The JSON object in these bytes. Raises BadRequest.
+
+    `schemas_of` tells the JSON schemas in it: a schema may describe a property by any name, so names are free there.
+    """
+    outside = _outside_strings(raw)
+    # A value follows a comma or opens a container, so there are at most this many.
+    if 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{") > MAX_NODES:
+        raise BadRequest(f"The body has too many values: at most {MAX_NODES}.", code="invalid_json")
+    try:
+        document: Any = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise BadRequest(f"The body is not valid JSON: {error.msg[:80]} at {where}.", code="invalid_json") from None
+    if type(document) is not dict:
+        raise BadRequest("The body must be a JSON object.", code="invalid_json")
+    names = _survey(document, {id(schema) for _, schema in schemas_of(document)})
+    # Each name stands before one colon; a name that came twice is only once in what the parser made.
+    if names != outside.count(b":"):
+        raise BadRequest("The body has the same name twice in one object.", code="invalid_json")
+    return document
+
+
+def _outside_strings(raw: bytes) -> bytes:
+    """The bytes between the strings. Where the text is no JSON this is nonsense, and the parser says so later."""
+    if b"\\" in raw:
+        # In this order: what is left of a run of backslashes after taking pairs escapes what follows.
+        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if raw.count(b'"') > 4 * MAX_NODES:
+        raise BadRequest(f"The body has too many values: at most {MAX_NODES}.", code="invalid_json")
+    return b"".join(raw.split(b'"')[::2])
+
+
+def _survey(document: JsonObject, schemas: set[int]) -> int:
+    """How many names the document holds. Raises BadRequest for one that is forbidden, and for depth."""
+    names = 0
+    depth = 0
+    level: list[Any] = [document]
+    free: list[Any] = []
+    while level or free:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BadRequest(f"The body is nested too deep: at most {MAX_DEPTH} levels.", code="invalid_json")
+        for node in level:
+            if type(node) is dict and not (node.keys() <= _PLAIN):  # pyright: ignore[reportUnknownMemberType]
+                _check_names(node)  # pyright: ignore[reportUnknownArgumentType]
+        inside_free, free_names = _below(free)
+        inside, level_names = _below(level)
+        names += free_names + level_names
+        level, free = inside, inside_free
+        if schemas:
+            free += [node for node in level if id(node) in schemas]
+            level = [node for node in level if id(node) not in schemas]
+    return names
+
+
+def _below(nodes: list[Any]) -> tuple[list[Any], int]:
+    """The containers directly inside these, and how many names these have."""
+    found: list[Any] = []
+    names = 0
+    for node in nodes:
+        values = node
+        if type(node) is dict:
+            values = node.values()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            names += len(node)  # pyright: ignore[reportUnknownArgumentType]
+        for value in values:  # pyright: ignore[reportUnknownVariableType]
+            kind = type(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            if kind is dict or kind is list:
+                found.append(value)
+            elif kind is float and not -MAX_NUMBER < value < MAX_NUMBER:
+                raise BadRequest("The body has a number beyond 64 bits.", code="invalid_json")
+    return found, names
+
+
+def _check_names(node: JsonObject) -> None:
+    for name in node:
+        if name not in _PLAIN:
+            check_name(name)
+
+
+def check_name(name: str) -> None:
+    """Raises BadRequest for a field name that could choose a destination or a credential, or is overlong."""
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise BadRequest(f"A field's name is too long: at most {MAX_NAME_CHARACTERS} characters.")
+    if _FORBIDDEN.search(name) or _FORBIDDEN.search(_CAMEL.sub("_", name)):
+        shown = name[:64]
+        text = f"{shown}: this field is not allowed: destinations and credentials are the gateway's own settings."
+        raise BadRequest(text, param=shown, code="unknown_parameter")
+
+
+def check_schema(param: str, schema: Any, *, max_bytes: int, max_depth: int) -> None:
+    """Raises BadRequest for a schema, grammar or pattern that is larger or deeper than allowed."""
+    size_bytes = len(schema.encode("utf-8", "replace")) if isinstance(schema, str) else len(orjson.dumps(schema))
+    if size_bytes > max_bytes:
+        raise BadRequest(f"{param}: at most {max_bytes} bytes, {size_bytes} were given.", param=param)
+    depth = 0
+    level: list[Any] = [schema] if isinstance(schema, dict | list) else []
+    while level:
+        depth += 1
+        if depth > max_depth:
+            raise BadRequest(f"{param}: nested too deep: at most {max_depth} levels.", param=param)
+        level, _ = _below(level)

@@ -1,0 +1,218 @@
+"""What a chat completion request may hold, and the message that names the field where it holds something else.
+
+Fields that stand here are checked; others are left as they came, for backends that know them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from common.contracts import JsonObject
+from common.errors import BadRequest
+
+MAX_MESSAGES: Final = 1_000
+MAX_TOOLS: Final = 128
+MAX_N: Final = 8
+MAX_TOKENS: Final = 1_048_576
+MAX_STOPS: Final = 4
+MAX_LOGIT_BIASES: Final = 300
+MAX_TOP_LOGPROBS: Final = 20
+
+_OPEN: Final = ConfigDict(strict=True, extra="ignore")
+
+Word = Annotated[str, Field(max_length=64)]
+Label = Annotated[str, Field(max_length=1_024)]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Stop = Annotated[str, Field(max_length=1_000)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+@with_config(_OPEN)
+class ImageUrl(TypedDict, total=False):
+    url: Required[str]
+    detail: Word | None
+
+
+@with_config(_OPEN)
+class Part(TypedDict, total=False):
+    type: Required[
+        Literal["text", "image_url", "input_audio", "file", "refusal", "audio_url", "video_url", "thinking"]
+    ]
+    text: str
+    refusal: str
+    image_url: ImageUrl
+    audio_url: ImageUrl
+    video_url: ImageUrl
+    input_audio: dict[str, Any]
+    file: dict[str, Any]
+
+
+@with_config(_OPEN)
+class CalledFunction(TypedDict, total=False):
+    name: Required[FunctionName]
+    arguments: Required[str]
+
+
+@with_config(_OPEN)
+class ToolCall(TypedDict, total=False):
+    id: Required[Label]
+    type: Word
+    function: CalledFunction
+
+
+@with_config(_OPEN)
+class Message(TypedDict, total=False):
+    role: Required[Literal["developer", "system", "user", "assistant", "tool", "function"]]
+    content: Annotated[str | Annotated[list[Part], Field(min_length=1)] | None, Field(union_mode="left_to_right")]
+    name: Label | None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None
+    tool_call_id: Label | None
+    function_call: CalledFunction | None
+    refusal: str | None
+
+
+@with_config(_OPEN)
+class Function(TypedDict, total=False):
+    name: Required[FunctionName]
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool | None
+
+
+@with_config(_OPEN)
+class Tool(TypedDict, total=False):
+    type: Required[Literal["function", "custom"]]
+    function: Function
+    custom: dict[str, Any]
+
+
+@with_config(_OPEN)
+class NamedTool(TypedDict, total=False):
+    type: Required[Literal["function", "custom", "allowed_tools"]]
+    function: dict[str, Any]
+
+
+@with_config(_OPEN)
+class NamedSchema(TypedDict, total=False):
+    name: Required[FunctionName]
+    description: str | None
+    schema: dict[str, Any] | None
+    strict: bool | None
+
+
+@with_config(_OPEN)
+class ResponseFormat(TypedDict, total=False):
+    type: Required[Literal["text", "json_object", "json_schema"]]
+    json_schema: NamedSchema
+
+
+@with_config(_OPEN)
+class StreamOptions(TypedDict, total=False):
+    include_usage: bool | None
+    include_obfuscation: bool | None
+
+
+@with_config(_OPEN)
+class ChatBody(TypedDict, total=False):
+    """OpenAI's request for a chat completion."""
+
+    model: Required[Annotated[str, Field(min_length=1, max_length=256)]]
+    messages: Required[Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]]
+    stream: bool | None
+    stream_options: StreamOptions | None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None
+    max_tokens: TokenLimit | None
+    max_completion_tokens: TokenLimit | None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None
+    frequency_penalty: Penalty | None
+    presence_penalty: Penalty | None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None
+    stop: Annotated[
+        Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None, Field(union_mode="left_to_right")
+    ]
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_LOGIT_BIASES)] | None
+    logprobs: bool | None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
+    n_probs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
+    response_format: ResponseFormat | None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedTool | None, Field(union_mode="left_to_right")
+    ]
+    parallel_tool_calls: bool | None
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS)] | None
+    function_call: Annotated[Word | dict[str, Any] | None, Field(union_mode="left_to_right")]
+    reasoning_effort: Word | None
+    verbosity: Word | None
+    modalities: Annotated[list[Word], Field(max_length=8)] | None
+    service_tier: Word | None
+    store: bool | None
+    metadata: dict[str, Any] | None
+    prompt_cache_key: Label | None
+    safety_identifier: Label | None
+    user: Label | None
+
+
+CHAT_BODY: Final = TypeAdapter(ChatBody)
+
+_TEXTS: Final = {
+    "missing": "this field is required.",
+    "too_long": "at most {max_length} entries, {actual_length} were given.",
+    "too_short": "at least {min_length} is required.",
+    "string_too_long": "at most {max_length} characters.",
+    "string_too_short": "at least {min_length} character is required.",
+    "greater_than_equal": "must be at least {ge}.",
+    "less_than_equal": "must be at most {le}.",
+    "literal_error": "must be {expected}.",
+    "string_pattern_mismatch": "must match {pattern}.",
+    "extra_forbidden": "there is no such field.",
+}
+
+
+def check(adapter: TypeAdapter[Any], body: JsonObject) -> None:
+    """Raises BadRequest naming the field, and the limit where it is one; never with the value that came."""
+    try:
+        adapter.validator.validate_python(body)
+    except ValidationError as error:
+        raise bad_request(error, body) from None
+
+
+def bad_request(error: ValidationError, body: JsonObject) -> BadRequest:
+    """The first fault in the caller's terms; of a union's branches the one that got furthest."""
+    found = error.errors(include_url=False, include_input=False)
+    places = [_place(fault["loc"], body) for fault in found[:50]]
+    deepest = max(range(len(places)), key=lambda index: (len(places[index]), -index))
+    fault, param = found[deepest], _param(places[deepest])
+    template = _TEXTS.get(fault["type"])
+    text = template.format(**fault.get("ctx", {})) if template else f"{fault['msg']}."
+    return BadRequest(f"{param}: {text}" if param else text, param=param or None)
+
+
+def _place(location: tuple[int | str, ...], body: Any) -> list[int | str]:
+    """The location without what is no step in the body: names of union branches."""
+    steps: list[int | str] = []
+    here = body
+    for index, step in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(here, dict) and isinstance(step, str) and (step in here or last):
+            steps.append(step)
+            here = here.get(step)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        elif isinstance(here, list) and isinstance(step, int) and step < len(here):  # pyright: ignore[reportUnknownArgumentType]
+            steps.append(step)
+            here = here[step]  # pyright: ignore[reportUnknownVariableType]
+    return steps
+
+
+def _param(steps: list[int | str]) -> str:
+    """The place as OpenAI writes it: `messages[0].content`."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step[:64]}" for step in steps)
+    return text.removeprefix(".")

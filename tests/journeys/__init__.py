@@ -1,0 +1,1 @@
+"""Whole journeys: real processes, real signals, everything but the model."""
