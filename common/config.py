@@ -26,13 +26,28 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from common.contracts import is_pool_name
 
 DEFAULT_FILE: Final = "headrace.yaml"
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+PREFIX: Final = "HEADRACE_"
+OTHER_NAMES: Final = frozenset({"HEADRACE_CONFIG", "HEADRACE_URL", "HEADRACE_API_KEY"})
+FREE_PREFIXES: Final = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
+LATER_NAMES: Final = frozenset({"HEADRACE_GRPC_PORT", "HEADRACE_DATABASE_URL", "HEADRACE_JOURNAL"})
+# Kubernetes puts these into every container beside a service called headrace or headrace-….
+_SERVICE_LINK: Final = re.compile(
+    r"HEADRACE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
 Kind = Literal["vllm", "ollama", "llamacpp", "openai", "echo"]
 
 
@@ -193,7 +208,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
+        # The environment is `load`'s to read: a Settings made by hand is what it was made of.
+        return (init_settings,)
 
     @property
     def effective_redis_url(self) -> str:
@@ -231,13 +247,35 @@ class Settings(BaseSettings):
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """The settings of this process. Raises ConfigError with a message for people."""
     environ = os.environ if environ is None else environ
-    path = Path(environ.get("HEADRACE_CONFIG", DEFAULT_FILE))
-    wanted = "HEADRACE_CONFIG" in environ
+    given = _from_environment(environ)
+    wanted = environ.get("HEADRACE_CONFIG")
+    path = Path(wanted or DEFAULT_FILE)
     if not path.is_file():
         if wanted:
             raise ConfigError(f"HEADRACE_CONFIG: there is no file {path}")
-        return _settings({}, "the environment")
-    return _settings(read_yaml(path, environ), str(path))
+        return _settings({}, given, "the environment")
+    return _settings(read_yaml(path, environ), given, str(path))
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment sets. Raises ConfigError for a name that says nothing, such as a misspelt one."""
+    for name in sorted(environ):
+        if name.startswith(PREFIX):
+            _check_name(name)
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {name.lower(): value for name, value in environ.items() if value}
+    try:
+        return source()
+    except SettingsError as error:
+        raise ConfigError(f"the environment: {error}") from error
+
+
+def _check_name(name: str) -> None:
+    if name in LATER_NAMES:
+        raise ConfigError(f"{name}: not available in this version")
+    known = name.removeprefix(PREFIX).lower() in Settings.model_fields or name in OTHER_NAMES
+    if not known and not name.startswith(FREE_PREFIXES) and not _SERVICE_LINK.fullmatch(name):
+        raise ConfigError(f"{name}: there is no such setting")
 
 
 def read_yaml(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -253,13 +291,15 @@ def read_yaml(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     return _interpolate(document, environ, str(path))
 
 
-def _settings(values: dict[str, Any], source: str) -> Settings:
+def _settings(values: dict[str, Any], given: dict[str, Any], source: str) -> Settings:
     try:
-        return Settings(**values)
+        return Settings(**(values | given))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: {where or 'settings'}: {first['msg'].removeprefix('Value error, ')}") from None
+        where = [str(part) for part in first["loc"]] or ["settings"]
+        if where[0] in given:
+            source, where[0] = "the environment", PREFIX + where[0].upper()
+        raise ConfigError(f"{source}: {'.'.join(where)}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")

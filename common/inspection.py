@@ -9,6 +9,7 @@ from typing import Final
 
 from common import keys
 from common.store import Store
+from common.survey import Survey
 
 SAMPLE_KEYS: Final = 1_000
 
@@ -36,7 +37,7 @@ class StoreFacts:
 async def inspect(store: Store) -> StoreFacts:
     """The facts about the server behind this store. Raises StoreUnavailable where it can't be asked."""
     said = parse_info(await store.command("INFO"))
-    sampled, without_ttl = await _sample(store)
+    sight = await Survey(store).step((), most_keys=SAMPLE_KEYS)
     server = said.get("server_name", "redis")
     version = said.get(f"{server}_version") or said.get("redis_version", "0")
     return StoreFacts(
@@ -48,8 +49,8 @@ async def inspect(store: Store) -> StoreFacts:
         maxmemory_bytes=int(said.get("maxmemory", "0")),
         used_memory_bytes=int(said.get("used_memory", "0")),
         clock_skew_s=await _clock_skew_s(store),
-        sampled_keys=sampled,
-        without_ttl=without_ttl,
+        sampled_keys=sight.looked_at,
+        without_ttl=dict(Counter(map(keys.kind_of, sight.lasting))),
     )
 
 
@@ -64,20 +65,3 @@ async def _clock_skew_s(store: Store) -> float:
     seconds, microseconds = await store.command("TIME")
     halfway_s = (before_s + time.time()) / 2
     return int(seconds) + int(microseconds) / 1e6 - halfway_s
-
-
-async def _sample(store: Store) -> tuple[int, dict[str, int]]:
-    """How many of our keys were looked at, and of which kinds are those that should expire and never will."""
-    names: set[bytes] = set()
-    cursor = b"0"
-    while True:
-        cursor, found = await store.command("SCAN", cursor, "MATCH", keys.EVERY_KEY, "COUNT", 500)
-        names.update(found)
-        if cursor == b"0" or len(names) >= SAMPLE_KEYS:
-            break
-    lasting: Counter[str] = Counter()
-    for name in names:
-        kind = keys.kind_of(name.decode(errors="replace"))
-        if kind not in keys.ALLOWED_WITHOUT_TTL and await store.command("PTTL", name) == -1:
-            lasting[kind] += 1
-    return len(names), dict(lasting)

@@ -86,6 +86,10 @@ def health(pool: str) -> str:
     return f"hr:{{{pool}}}:health"  # hash backend -> JSON, health; TTL
 
 
+def probe(pool: str, backend: str) -> str:
+    return f"hr:{{{pool}}}:probe:{backend}"  # string, health; whoever makes it probes this backend; TTL
+
+
 def tenant_prefix(tenant: str) -> str:
     """What every key of a tenant begins with."""
     return f"hr:{{t:{tenant}}}:"

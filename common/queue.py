@@ -5,6 +5,7 @@ Each state change is one script of `common/lua`. What is safe to send again says
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -423,6 +424,20 @@ class Queue:
         head: list[bytes] = await self._store.command("ZRANGE", lane, 0, 0)
         oldest_ms = int(head[0][:13]) if head else None
         return LaneDepth(pool, Priority(int(name[0])), name[2:], int(depth), oldest_ms)
+
+    async def running(self, pool: str) -> int:
+        """The number of jobs that workers hold."""
+        names: list[bytes] = await self._store.command("ZRANGE", keys.workers(pool), 0, -1)
+        held = (self._store.command("HLEN", keys.held(pool, raw.decode())) for raw in names)
+        return sum(await asyncio.gather(*held))
+
+    async def give_up_worker(self, pool: str, worker: str) -> bool:
+        """Whether this worker, of whom only the held jobs are left, is now listed for the reaper. Safe to send again."""
+        return bool(await self._store.command("ZADD", keys.workers(pool), "NX", 0, worker))
+
+    async def forget_dead(self, pool: str, *, before_ms: int) -> int:
+        """The number of dead letters struck off that died before then. Safe to send again."""
+        return int(await self._store.command("ZREMRANGEBYSCORE", keys.dead(pool), "-inf", before_ms))
 
     async def delayed_count(self, pool: str) -> int:
         """The number of jobs whose time has not come yet."""

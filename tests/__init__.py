@@ -1,0 +1,1 @@
+"""Everything that proves what the README promises; `tests/house` looks at the source itself."""

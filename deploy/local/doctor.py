@@ -83,7 +83,7 @@ async def _examine_store(settings: Settings) -> list[Finding]:
 def without_password(url: str) -> str:
     """The URL as it may be shown."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def judge_store(facts: StoreFacts) -> list[Finding]:

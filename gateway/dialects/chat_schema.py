@@ -68,9 +68,9 @@ class ToolCall(TypedDict, total=False):
 @with_config(_OPEN)
 class Message(TypedDict, total=False):
     role: Required[Literal["developer", "system", "user", "assistant", "tool", "function"]]
-    content: Annotated[str | Annotated[list[Part], Field(min_length=1)] | None, Field(union_mode="left_to_right")]
+    content: Annotated[str | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None, Field(union_mode="left_to_right")]
     name: Label | None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
     tool_call_id: Label | None
     function_call: CalledFunction | None
     refusal: str | None
@@ -122,7 +122,7 @@ class ChatBody(TypedDict, total=False):
     """OpenAI's request for a chat completion."""
 
     model: Required[Annotated[str, Field(min_length=1, max_length=256)]]
-    messages: Required[Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]]
+    messages: Required[Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]]
     stream: bool | None
     stream_options: StreamOptions | None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None
@@ -136,7 +136,7 @@ class ChatBody(TypedDict, total=False):
     presence_penalty: Penalty | None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None
     stop: Annotated[
-        Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None, Field(union_mode="left_to_right")
+        Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None, Field(union_mode="left_to_right")
     ]
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_LOGIT_BIASES)] | None
     logprobs: bool | None
@@ -144,16 +144,16 @@ class ChatBody(TypedDict, total=False):
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
     n_probs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
     response_format: ResponseFormat | None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | NamedTool | None, Field(union_mode="left_to_right")
     ]
     parallel_tool_calls: bool | None
-    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS)] | None
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
     function_call: Annotated[Word | dict[str, Any] | None, Field(union_mode="left_to_right")]
     reasoning_effort: Word | None
     verbosity: Word | None
-    modalities: Annotated[list[Word], Field(max_length=8)] | None
+    modalities: Annotated[list[Word], Field(max_length=8, fail_fast=True)] | None
     service_tier: Word | None
     store: bool | None
     metadata: dict[str, Any] | None
@@ -178,6 +178,24 @@ _TEXTS: Final = {
 }
 
 
+_LENGTHS: Final = {
+    "messages": MAX_MESSAGES,
+    "tools": MAX_TOOLS,
+    "functions": MAX_TOOLS,
+    "logit_bias": MAX_LOGIT_BIASES,
+}
+
+
+def check_chat(body: JsonObject) -> None:
+    """Raises BadRequest where this is no chat request."""
+    # Before the rest, which would look at each of a hundred thousand entries first.
+    for name, most in _LENGTHS.items():
+        value = body.get(name)
+        if value is not None and type(value) in (list, dict) and len(value) > most:
+            raise BadRequest(f"{name}: at most {most} entries, {len(value)} were given.", param=name)
+    check(CHAT_BODY, body)
+
+
 def check(adapter: TypeAdapter[Any], body: JsonObject) -> None:
     """Raises BadRequest naming the field, and the limit where it is one; never with the value that came."""
     try:
@@ -189,7 +207,7 @@ def check(adapter: TypeAdapter[Any], body: JsonObject) -> None:
 def bad_request(error: ValidationError, body: JsonObject) -> BadRequest:
     """The first fault in the caller's terms; of a union's branches the one that got furthest."""
     found = error.errors(include_url=False, include_input=False)
-    places = [_place(fault["loc"], body) for fault in found[:50]]
+    places = [_place(fault["loc"], body, absent=fault["type"] == "missing") for fault in found[:50]]
     deepest = max(range(len(places)), key=lambda index: (len(places[index]), -index))
     fault, param = found[deepest], _param(places[deepest])
     template = _TEXTS.get(fault["type"])
@@ -197,12 +215,12 @@ def bad_request(error: ValidationError, body: JsonObject) -> BadRequest:
     return BadRequest(f"{param}: {text}" if param else text, param=param or None)
 
 
-def _place(location: tuple[int | str, ...], body: Any) -> list[int | str]:
-    """The location without what is no step in the body: names of union branches."""
+def _place(location: tuple[int | str, ...], body: Any, *, absent: bool) -> list[int | str]:
+    """The location without what is no step in the body: names of union branches. `absent`: the last step isn't there."""
     steps: list[int | str] = []
     here = body
     for index, step in enumerate(location):
-        last = index == len(location) - 1
+        last = absent and index == len(location) - 1
         if isinstance(here, dict) and isinstance(step, str) and (step in here or last):
             steps.append(step)
             here = here.get(step)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

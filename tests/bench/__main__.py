@@ -52,11 +52,10 @@ def _options(asked: argparse.Namespace, directory: Path) -> Options:
         raise SystemExit(f"no such system: {', '.join(unknown)}")
     to = asked.profile_to or Path(f"profile-{asked.profile}.txt")
     profile = Profile(asked.profile, to.resolve()) if asked.profile else None
-    return Options(Setup(directory, workers=asked.workers), systems, asked.short, profile)
+    return Options(Setup(directory, cores(), workers=asked.workers), systems, asked.short, profile)
 
 
-async def _run(asked: argparse.Namespace, directory: Path) -> int:
-    options = _options(asked, directory)
+async def _run(asked: argparse.Namespace, options: Options) -> int:
     failed = 0
     for name in asked.names or SCENARIOS:
         try:
@@ -78,8 +77,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
         directory = (asked.logs or Path(scratch)).resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        os.sched_setaffinity(0, cores().harness)
-        return uvloop.run(_run(asked, directory))
+        options = _options(asked, directory)
+        os.sched_setaffinity(0, options.setup.cores.harness)
+        return uvloop.run(_run(asked, options))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,17 @@ import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from common import keys
 from common.contracts import Job, Outcome, Priority, State, new_job_id
 from common.queue import Claim, Queue, Settlement, Submitted
 from common.store import Store
+from tests.bench.cpu import on
 from tests.bench.load import LoadFailed, percentile
 from tests.bench.options import Options
 from tests.bench.report import Table, Value
+from tests.bench.stack import Setup
 from tests.support.redis_server import RedisServer, binaries
 
 _POOL: Final = "bench"
@@ -111,12 +112,13 @@ class Backlog:
 
 
 @asynccontextmanager
-async def _backlog(spread: Spread, directory: Path) -> AsyncGenerator[Backlog]:
-    place = directory / "claim-valkey"
+async def _backlog(spread: Spread, setup: Setup) -> AsyncGenerator[Backlog]:
+    place = setup.directory / "claim-valkey"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     server = RedisServer(binaries()["valkey"], place, options=("--appendonly", "no"))
-    server.start()
+    with on(setup.cores.system):
+        server.start()
     store = Store.from_url(server.url)
     try:
         backlog = Backlog(store, spread)
@@ -139,7 +141,7 @@ async def claim(options: Options) -> Table:
     )
     for spread in _SPREADS:
         depths = _SHORT_DEPTHS if options.short else _DEPTHS
-        async with _backlog(spread, options.setup.directory) as backlog:
+        async with _backlog(spread, options.setup) as backlog:
             for row in await _series(backlog, depths, 60 if options.short else 300):
                 table.add(row)
     return table

@@ -88,12 +88,13 @@ class Cores:
 
     system: frozenset[int]
     harness: frozenset[int]
+    every: frozenset[int]
 
 
 def cores() -> Cores:
     """The first and the last core that this process may use."""
     allowed = sorted(os.sched_getaffinity(0))
-    return Cores(frozenset(allowed[:1]), frozenset(allowed[-1:]))
+    return Cores(frozenset(allowed[:1]), frozenset(allowed[-1:]), frozenset(allowed))
 
 
 @contextmanager

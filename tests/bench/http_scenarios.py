@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +191,7 @@ async def many(options: Options) -> Table:
         "of the gateway's process when all are open, less before",
         reach="5,000 streams, no token lost, gateway ≤ 40 KiB a stream",
     )
-    shared = options.setup.with_system_on(frozenset(os.sched_getaffinity(0)), count + 64)
+    shared = options.setup.with_system_everywhere(count + 64)
     placed = Options(shared, options.systems, options.short, options.profile)
     for name in options.http_systems:
         if name in ("passthrough", "headrace"):

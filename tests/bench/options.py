@@ -41,5 +41,5 @@ class Options:
         if profile is None or pid is None:
             yield
         else:
-            with recorded(pid, profile.to):
+            with recorded(pid, profile.to, self.setup.cores.harness):
                 yield

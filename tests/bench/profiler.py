@@ -6,23 +6,23 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.bench.cpu import cores, on
+from tests.bench.cpu import on
 
 _TOP: Final = 45
 
 
 @contextmanager
-def recorded(pid: int, to: Path, *, rate_hz: int = 400) -> Generator[None]:
-    """Samples the process while the body runs; `to` gets the top functions, `to`.collapsed what speedscope opens."""
+def recorded(pid: int, to: Path, cores: Iterable[int], *, rate_hz: int = 400) -> Generator[None]:
+    """Samples the process from these cores while the body runs; `to` gets the top functions, `to`.collapsed all."""
     raw = to.with_name(f"{to.name}.collapsed")
     words = ["record", "--pid", str(pid), "--rate", str(rate_hz), "--format", "raw", "--output", str(raw)]
     program = str(Path(sys.executable).with_name("py-spy"))
-    with on(cores().harness):
+    with on(cores):
         spy = subprocess.Popen([program, *words, "--nonblocking"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield

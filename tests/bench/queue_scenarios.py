@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from common import keys
 from common.contracts import Job, new_job_id
 from common.queue import Queue, Submitted
 from common.store import Store
-from tests.bench.cpu import Meter
+from tests.bench.cpu import Meter, on
 from tests.bench.load import LoadFailed, percentile
 from tests.bench.noop_worker import CONCURRENCY, MODEL, POOL, SENT, Starts
 from tests.bench.options import Options
 from tests.bench.processes import ROOT
 from tests.bench.report import Table, Value
-from tests.support.redis_server import RedisServer, binaries
+from tests.bench.stack import Setup, valkey
 
 _ARRIVALS_PER_S: Final = 60
 _ENQUEUERS: Final = 32
@@ -103,19 +102,6 @@ async def _producer(engine: str, url: str) -> AsyncGenerator[Producer]:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _server(directory: Path) -> Generator[RedisServer]:
-    place = directory / "queue-valkey"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    server = RedisServer(binaries()["valkey"], place)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """Worker processes at the gate, and what they note."""
@@ -142,13 +128,15 @@ class Fleet:
 
 
 @contextmanager
-def _fleet(engine: str, size: int, url: str, directory: Path) -> Generator[Fleet]:
+def _fleet(engine: str, size: int, url: str, setup: Setup) -> Generator[Fleet]:
+    directory = setup.directory
     files = [directory / f"starts-{number}" for number in range(size)]
     fleet = Fleet([], [Starts.create(file) for file in files])
     with (directory / f"noop-{engine}.log").open("ab") as log:
         try:
-            for file in files:
-                fleet.processes.append(_worker(engine, url, file, log.fileno()))
+            with on(setup.cores.system):
+                for file in files:
+                    fleet.processes.append(_worker(engine, url, file, log.fileno()))
             for process in fleet.processes:
                 if process.stdout is None or process.stdout.readline() != b"ready\n":
                     raise LoadFailed(f"a {engine} worker did not come up; see {log.name}")
@@ -196,15 +184,15 @@ class Drained:
 
 
 async def _drain(engine: str, workers: int, jobs: int, options: Options) -> Drained:
-    directory = options.setup.directory
-    with _server(directory) as server:
+    setup = options.setup.with_system_everywhere(CONCURRENCY)
+    with valkey(setup) as server:
         async with _producer(engine, server.url) as producer:
             began_s = time.monotonic()
             await _enqueue_all(producer, jobs)
             enqueued_per_s = jobs / (time.monotonic() - began_s)
-            with _fleet(engine, workers, server.url, directory) as fleet:
-                valkey = {"valkey": server.process.pid} if server.process else {}
-                meter = Meter({**valkey, **{str(process.pid): process.pid for process in fleet.processes}})
+            with _fleet(engine, workers, server.url, setup) as fleet:
+                store = {"valkey": server.process.pid} if server.process else {}
+                meter = Meter({**store, **{str(process.pid): process.pid for process in fleet.processes}})
                 with options.watched({"worker": fleet.processes[0].pid}):
                     fleet.go()
                     ended_ns = await _wait_for_end(producer, fleet)
@@ -234,9 +222,10 @@ async def _wait_for_end(producer: Producer, fleet: Fleet) -> int:
     return time.monotonic_ns()
 
 
-async def _delays_ms(engine: str, workers: int, samples: int, directory: Path) -> list[float]:
+async def _delays_ms(engine: str, workers: int, samples: int, options: Options) -> list[float]:
+    setup = options.setup.with_system_everywhere(CONCURRENCY)
     gaps = random.Random(11)
-    with _server(directory) as server, _fleet(engine, workers, server.url, directory) as fleet:
+    with valkey(setup) as server, _fleet(engine, workers, server.url, setup) as fleet:
         async with _producer(engine, server.url) as producer:
             fleet.go()
             await _enqueue_all(producer, 2 * _ENQUEUERS)  # connections and caches are filled before anything counts
@@ -277,7 +266,7 @@ async def queue(options: Options) -> Table:
             engine, workers = cell
             drained[cell].append(await _drain(engine, workers, _jobs(engine, options), options))
             samples = 60 if options.short else 200
-            delays[cell] += await _delays_ms(engine, workers, samples, options.setup.directory)
+            delays[cell] += await _delays_ms(engine, workers, samples, options)
     for cell in cells:
         table.add(_row(cell, drained[cell], delays[cell], _jobs(cell[0], options)))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Final
 import orjson
 import yaml
 
-from tests.bench.cpu import Cores, cores, on
+from tests.bench.cpu import Cores, on
 from tests.bench.load import Target
 from tests.bench.processes import (
     Command,
@@ -40,15 +41,15 @@ class Setup:
     """What a run of the bench fixes for every system: a directory for logs and data, the cores, how many workers."""
 
     directory: Path
-    cores: Cores = field(default_factory=cores)
+    cores: Cores
     workers: int = 1
     worker_concurrency: int = 256
     environ: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def with_system_on(self, which: frozenset[int], worker_concurrency: int) -> Setup:
-        """The same with other cores for the system under test, and room for more streams."""
-        placed = Cores(which, self.cores.harness)
-        return Setup(self.directory, placed, self.workers, worker_concurrency, self.environ)
+    def with_system_everywhere(self, worker_concurrency: int) -> Setup:
+        """The same with every core for the system under test, and room for more streams."""
+        placed = dataclasses.replace(self.cores, system=self.cores.every)
+        return dataclasses.replace(self, cores=placed, worker_concurrency=worker_concurrency)
 
 
 @dataclass(frozen=True, slots=True)

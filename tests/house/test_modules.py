@@ -69,11 +69,11 @@ def test_every_script_says_its_purpose_its_keys_and_its_arguments() -> None:
 
 
 def test_a_sleep_in_a_test_is_only_the_pause_between_two_looks() -> None:
-    longest_pause_s = 0.05
+    longest_pause_s = 0.1
     wrong = [
         f"{relative(path)}:{call.lineno}"
         for path in modules("tests")
-        if "bench" not in path.parts
+        if path.name.startswith("test_")
         for call in ast.walk(tree(path))
         if isinstance(call, ast.Call) and _is_sleep(call) and not _is_short(call, longest_pause_s)
     ]

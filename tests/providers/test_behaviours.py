@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -145,6 +147,39 @@ async def test_the_calls_time_limit_holds_while_tokens_keep_coming(kind: str) ->
         texts, caught = await _until_it_fails(played, played.call(timeout_s=0.2))
     assert type(caught) is UpstreamTimeout
     assert texts
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1])
+async def test_a_call_without_time_left_is_not_made(kind: str, timeout_s: float) -> None:
+    async with play(kind, Scene()) as played:
+        texts, caught = await _until_it_fails(played, played.call(timeout_s=timeout_s))
+        assert played.upstream is None or played.upstream.requests == []
+    assert type(caught) is UpstreamTimeout
+    assert texts == []
+
+
+MALFORMED: list[dict[str, Any]] = [
+    *({"messages": value} for value in (None, "x", 5, {}, [None], ["x"], [5], [{}], [{"role": 5}])),
+    *({"messages": [{"role": "user", "content": value}]} for value in (5, {}, [None], ["x"], [{"type": "text"}], [{}])),
+    *({"messages": [{"role": "assistant", "tool_calls": value}]} for value in ("x", [5], [{}], [{"function": 5}])),
+    *(
+        {name: value}
+        for name in ("n", "max_tokens", "top_logprobs", "stop", "tools", "tool_choice")
+        for value in (-1, {})
+    ),
+    *({"response_format": value} for value in (5, {"type": 5}, {"type": "json_schema", "json_schema": 5})),
+    *({"stream_options": value} for value in (5, [])),
+    {"tools": [5], "tool_choice": "required"},
+    {"tools": [{"function": {}}], "tool_choice": {"function": 5}},
+]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_malformed_request_is_at_worst_refused(kind: str, stream: bool) -> None:
+    async with play(kind, Scene()) as played:
+        for body in MALFORMED:
+            with suppress(UpstreamRefused):
+                await _all(played, played.call(stream=stream, **body))
 
 
 async def test_a_server_that_falls_silent_is_given_up(kind: str) -> None:

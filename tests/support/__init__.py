@@ -1,0 +1,1 @@
+"""What several tests share: real servers, stand-ins for models, ways to wait for a state."""

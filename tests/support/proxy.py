@@ -61,7 +61,7 @@ class Delay(Fault):
 
 
 class CutAtByte(Fault):
-    """The connection ends when so many bytes have gone to the client, counted from when the fault was put in."""
+    """One connection ends when so many bytes have gone to clients, counted from when the fault was put in."""
 
     def __init__(self, count: int, ending: Ending = Ending.CLOSE) -> None:
         super().__init__()
@@ -69,6 +69,8 @@ class CutAtByte(Fault):
         self._ending = ending
 
     async def to_client(self, data: bytes) -> bytes:
+        if self.struck.is_set():
+            return data
         if len(data) < self._left:
             self._left -= len(data)
             return data

@@ -21,7 +21,6 @@ backends: [{name: echo, kind: echo}]
 models: {echo: {targets: [{backend: echo, model: echo}]}}
 """
 READY_LIMIT_S = 40.0
-_LOOK_AGAIN_S = 0.02
 
 
 def headrace(*words: str, environ: dict[str, str], limit_s: float = 60) -> subprocess.CompletedProcess[str]:
@@ -97,7 +96,7 @@ class Up:
         while words not in self.output.read_text():
             assert self.process is not None
             assert self.process.poll() is None and time.monotonic() < limit, self.told()
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(0.02)
 
     def told(self) -> str:
         """Everything it has said, and the ends of its logs."""

@@ -68,20 +68,40 @@ def test_a_python_without_the_venv_module_is_told_the_package_that_has_it(checko
     assert result.stderr.splitlines()[-1].endswith("apt-get install python3.12-venv")
 
 
-def test_an_installed_checkout_hands_its_words_to_its_own_just(checkout: Path, tmp_path: Path) -> None:
+def installed(checkout: Path, program: str, script: str) -> None:
+    """Makes the checkout look installed, with this program in it."""
     venv = checkout / ".venv/bin"
-    venv.mkdir(parents=True)
-    just = venv / "just"
-    just.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    just.chmod(0o755)
+    venv.mkdir(parents=True, exist_ok=True)
+    (venv / program).write_text(f"#!/bin/sh\n{script}\n")
+    (venv / program).chmod(0o755)
     stamp = "cat requirements.lock deploy/headrace | cksum"
     (checkout / ".venv/.stamp").write_text(subprocess.check_output(stamp, shell=True, cwd=checkout, text=True))
     (checkout / ".venv/.place").write_text(f"{checkout}\n")
-    result = run(checkout, bin_with(tmp_path), "demo", "what is a queue?", "*")
+
+
+def test_an_installed_checkout_hands_its_words_to_its_own_just(checkout: Path, tmp_path: Path) -> None:
+    installed(checkout, "just", 'printf "%s\\n" "$@"')
+    result = run(checkout, bin_with(tmp_path), "test", "-k", "a queue", "*")
     assert result.stdout.splitlines() == [
         *("--justfile", f"{checkout}/justfile", "--working-directory", str(checkout)),
-        *("demo", "what is a queue?", "*"),
+        *("test", "-k", "a queue", "*"),
     ]
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_what_runs_until_a_signal_is_run_under_the_wrappers_own_id(
+    checkout: Path, tmp_path: Path, command: str
+) -> None:
+    installed(checkout, "headrace", 'printf "%s\\n" "$$" "$PWD" "$@"')
+    process = subprocess.Popen(
+        ["/bin/sh", str(checkout / "just"), command, "what is a queue?"],
+        env={"PATH": str(bin_with(tmp_path))},
+        cwd="/",
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    told, _ = process.communicate()
+    assert told.splitlines() == [str(process.pid), str(checkout), command, "what is a queue?"]
 
 
 def test_a_changed_lock_is_installed_before_anything_runs(checkout: Path, tmp_path: Path) -> None:

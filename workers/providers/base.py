@@ -37,6 +37,10 @@ class Provider(Protocol):
     def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks, in order; usage comes with or before the last where the upstream tells it.
 
+        Each choice has `index`, `delta` and `finish_reason`; the first delta of each says `role`, and one of its
+        chunks, none before the last of its text, has a finish reason of OpenAI's. An answer that ends without one
+        is an error, never a short answer. Nothing of the key, the address or the prompt is in an error's message.
+
         Raises an UpstreamError (never a foreign exception). Closing the generator, or cancelling the task that
         drives it, closes the upstream connection.
         """

@@ -101,13 +101,18 @@ def _parsed(text: str) -> JsonObject:
 
 
 def _last_text(body: JsonObject) -> str:
-    messages = [message for message in body.get("messages") or () if message.get("role") == "user"]
+    messages = [message for message in _messages(body) if message.get("role") == "user"]
     return _text_of(messages[-1].get("content")) if messages else ""
+
+
+def _messages(body: JsonObject) -> list[JsonObject]:
+    messages = body.get("messages")
+    return [message for message in messages if is_object(message)] if is_list(messages) else []
 
 
 def _text_of(content: Any) -> str:
     if is_list(content):
-        return "".join(part.get("text") or "" for part in content if is_object(part))
+        return "".join(str(part.get("text") or "") for part in content if is_object(part))
     return content if isinstance(content, str) else ""
 
 
@@ -120,10 +125,17 @@ def to_deltas(script: Script, body: JsonObject) -> tuple[list[JsonObject], str]:
         return list(_call_deltas(calls)), script.finish_reason or "tool_calls"
     reasoning: list[JsonObject] = [{"reasoning_content": word} for word in _WORD.findall(script.reasoning or "")]
     deltas = reasoning + [{"content": word} for word in _content(script)]
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limit = _count(body, "max_completion_tokens") or _count(body, "max_tokens")
     if limit is not None and limit < len(deltas):
         return deltas[:limit], "length"
     return deltas, script.finish_reason or "stop"
+
+
+def _count(body: JsonObject, name: str) -> int | None:
+    value = body.get(name)
+    if value is not None and (type(value) is not int or value < 0):
+        raise UpstreamRefused(f"{name!r} must be a whole number, not below 0.", param=name)
+    return value
 
 
 def _content(script: Script) -> list[str]:
@@ -135,10 +147,13 @@ def _content(script: Script) -> list[str]:
 
 def _forced_call(body: JsonObject) -> tuple[ToolCall, ...]:
     tools, choice = body.get("tools"), body.get("tool_choice")
-    if not tools or choice in (None, "none", "auto"):
+    if not is_list(tools) or choice in (None, "none", "auto"):
         return ()
-    named: JsonObject = choice.get("function", {}) if is_object(choice) else {}
-    return (ToolCall(name=named.get("name") or tools[0]["function"]["name"]),)
+    for asked in (choice, *tools):
+        function = asked.get("function") if is_object(asked) else None
+        if is_object(function) and isinstance(function.get("name"), str):
+            return (ToolCall(name=function["name"]),)
+    return ()
 
 
 def _call_deltas(calls: tuple[ToolCall, ...]) -> Iterator[JsonObject]:
@@ -156,7 +171,7 @@ def to_logprobs(token: str, body: JsonObject) -> JsonObject | None:
     if not body.get("logprobs"):
         return None
     own: JsonObject = {"token": token, "logprob": -0.25, "bytes": list(token.encode())}
-    others = [{**own, "logprob": -0.25 - rank} for rank in range(body.get("top_logprobs") or 0)]
+    others = [{**own, "logprob": -0.25 - rank} for rank in range(_count(body, "top_logprobs") or 0)]
     return {"content": [{**own, "top_logprobs": others}], "refusal": None}
 
 
@@ -177,7 +192,7 @@ def to_whole(deltas: list[JsonObject]) -> JsonObject:
 
 def to_usage(body: JsonObject, made: int) -> Usage:
     """Words counted as tokens."""
-    texts = (_text_of(message.get("content")) for message in body.get("messages") or ())
+    texts = (_text_of(message.get("content")) for message in _messages(body))
     return Usage(sum(len(_WORD.findall(text)) for text in texts), made)
 
 
@@ -215,7 +230,7 @@ class EchoProvider:
             raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
         script = to_script(call)
         deltas, reason = to_deltas(script, call.body)
-        choices = range(call.body.get("n") or 1)
+        choices = range(_count(call.body, "n") or 1)
         pace = _Pace(self._clock, script, call, tokens=len(deltas), failing=self._is_failing(script, call))
         for number, delta in enumerate(deltas):
             await pace.reach(number)
@@ -254,6 +269,8 @@ class _Pace:
 
     async def reach(self, number: int) -> None:
         """Waits for a token's time. Raises what the script wants raised there, and UpstreamTimeout at a limit."""
+        if self._call.timeout_s <= 0:
+            raise UpstreamTimeout
         if number == self._hang_at:
             await self._wait(math.inf)
         elif number == 0:

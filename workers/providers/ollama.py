@@ -13,7 +13,7 @@ from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused
 from workers.providers.base import Call
 from workers.providers.upstream import drain, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
-from workers.providers.wire import JsonLineDecoder, is_object, json_object
+from workers.providers.wire import JsonLineDecoder, is_list, is_object, json_object
 
 CHAT: Final = "/v1/chat/completions"
 NATIVE_CHAT: Final = "/api/chat"
@@ -34,7 +34,7 @@ def to_wire(call: Call) -> JsonObject:
     _refuse_unsupported(body)
     wire: JsonObject = {
         "model": call.model,
-        "messages": _messages(body.get("messages") or []),
+        "messages": _messages(body.get("messages")),
         "stream": call.stream,
         "options": {**{k: v for k, v in ours.items() if k not in _BACKEND_TOP_LEVEL}, **_options(body)},
         **{key: ours[key] for key in _BACKEND_TOP_LEVEL if key in ours},
@@ -74,8 +74,9 @@ def _options(body: JsonObject) -> JsonObject:
 def _format(wanted: Any) -> Any:
     if not is_object(wanted):
         return None
-    schema: JsonObject = wanted.get("json_schema") or {}
-    return {"json_object": "json", "json_schema": schema.get("schema")}.get(str(wanted.get("type")))
+    wrapped = wanted.get("json_schema")
+    schema = wrapped.get("schema") if is_object(wrapped) else None
+    return {"json_object": "json", "json_schema": schema}.get(str(wanted.get("type")))
 
 
 def _think(body: JsonObject) -> Any:
@@ -85,18 +86,22 @@ def _think(body: JsonObject) -> Any:
     return False if effort == "none" else "low" if effort == "minimal" else effort
 
 
-def _messages(messages: list[JsonObject]) -> list[JsonObject]:
+def _messages(messages: Any) -> list[JsonObject]:
+    if not is_list(messages):
+        raise UpstreamRefused("An array is expected.", param="messages")
     names: dict[str, str] = {}  # of the tools called so far, by the call's id: Ollama matches results by name
     return [_message(message, f"messages[{number}]", names) for number, message in enumerate(messages)]
 
 
-def _message(message: JsonObject, place: str, names: dict[str, str]) -> JsonObject:
+def _message(message: Any, place: str, names: dict[str, str]) -> JsonObject:
+    if not is_object(message):
+        raise UpstreamRefused("An object is expected.", param=place)
     role = message.get("role")
     text, images = _content(message.get("content"), place)
     wire: JsonObject = {"role": {"developer": "system", "function": "tool"}.get(str(role), role), "content": text}
     if images:
         wire["images"] = images
-    if message.get("tool_calls"):
+    if is_list(message.get("tool_calls")):
         wire["tool_calls"] = [_called(called, place, names) for called in message["tool_calls"]]
     if wire["role"] == "tool":
         wire["tool_name"] = message.get("name") or names.get(str(message.get("tool_call_id")), "")
@@ -108,10 +113,10 @@ def _content(content: Any, place: str) -> tuple[str, list[str]]:
         return content or "", []
     texts: list[str] = []
     images: list[str] = []
-    for number, part in enumerate(content):
-        kind = part.get("type")
+    for number, part in enumerate(content if is_list(content) else [content]):
+        kind = part.get("type") if is_object(part) else None
         if kind in ("text", "refusal"):
-            texts.append(part.get(kind) or "")
+            texts.append(str(part.get(kind) or ""))
         elif kind == "image_url":
             images.append(_image(part, f"{place}.content[{number}]"))
         else:
@@ -130,13 +135,15 @@ def _image(part: JsonObject, place: str) -> str:
     return data
 
 
-def _called(called: JsonObject, place: str, names: dict[str, str]) -> JsonObject:
-    function: JsonObject = called.get("function") or {}
+def _called(called: Any, place: str, names: dict[str, str]) -> JsonObject:
+    function = called.get("function") if is_object(called) else None
+    if not is_object(called) or not is_object(function):
+        raise UpstreamRefused("A tool call with a function is expected.", param=f"{place}.tool_calls")
     try:
-        arguments = orjson.loads(function.get("arguments") or "{}")
+        arguments = orjson.loads(str(function.get("arguments") or "{}"))
     except orjson.JSONDecodeError:
         raise UpstreamRefused("A tool call's arguments must be JSON.", param=f"{place}.tool_calls") from None
-    names[str(called.get("id"))] = function.get("name", "")
+    names[str(called.get("id"))] = str(function.get("name") or "")
     return {"function": {"name": function.get("name"), "arguments": arguments}}
 
 
@@ -156,11 +163,12 @@ def from_wire(event: JsonObject, *, called: int = 0) -> Chunk | None:
 
 def _delta(message: JsonObject, called: int) -> JsonObject:
     delta: JsonObject = {}
-    if message.get("content"):
-        delta["content"] = message["content"]
-    if message.get("thinking"):
-        delta["reasoning_content"] = message["thinking"]
-    if message.get("tool_calls"):
+    for theirs, ours in (("content", "content"), ("thinking", "reasoning_content")):
+        if text := message.get(theirs):
+            if not isinstance(text, str):
+                raise UpstreamProtocolError("The model's server sent a text that is not a string.")
+            delta[ours] = text
+    if is_list(message.get("tool_calls")) and message["tool_calls"]:
         delta["tool_calls"] = [_call(number, tool) for number, tool in enumerate(message["tool_calls"], called)]
     return delta
 

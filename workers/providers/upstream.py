@@ -51,6 +51,8 @@ async def opened(
     client: httpx.AsyncClient, call: Call, path: str, *, body: JsonObject, to_error: ToError
 ) -> AsyncGenerator[httpx.Response]:
     """The upstream's answer to `body`: its status was 200, its bytes are not read yet. Closed on the way out."""
+    if call.timeout_s <= 0:  # to the HTTP client, 0 would mean no limit at all
+        raise UpstreamTimeout
     with translated():
         response = await client.send(_request(client, call, path, body), stream=True)
         try:

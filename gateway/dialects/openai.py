@@ -1,0 +1,270 @@
+"""OpenAI's wire shapes: a chat request in; completions, stream frames and models out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from common.contracts import Failure, JsonObject, Usage
+from common.errors import BadRequest
+from gateway.dialects.bounded import check_schema, read_object
+from gateway.dialects.chat_schema import check_chat
+from gateway.errors import error_object
+
+# What a request asks for where it names no limit: only an estimate, for fair shares and for the expected wait.
+DEFAULT_ANSWER_TOKENS: Final = 256
+CHARACTERS_A_TOKEN: Final = 4
+MEDIA_TOKENS: Final = 256
+MESSAGE_TOKENS: Final = 4
+MAX_SCHEMA_BYTES: Final = 16 * 1024
+MAX_SCHEMA_DEPTH: Final = 32
+MAX_FIELDS: Final = 100
+MAX_METADATA_BYTES: Final = 16 * 1024
+
+# Where self-hosted servers take a schema, a grammar or a pattern: bounded here, and never run by us.
+_GUIDES: Final = frozenset(
+    {
+        *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
+        *("json_schema", "grammar", "regex", "ebnf", "structural_tag"),
+    }
+)
+_MEDIA: Final = ("image_url", "audio_url", "video_url")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat completion asked for. `body` is what is forwarded: the request without its streaming options."""
+
+    model: str
+    stream: bool
+    include_usage: bool
+    body: JsonObject
+    cost_tokens: int
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+def parse_chat(raw: bytes) -> ChatRequest:
+    """The chat request in a body. Raises BadRequest naming the field and the limit."""
+    return chat_request(read_object(raw, schemas_of))
+
+
+def chat_request(body: JsonObject) -> ChatRequest:
+    """The chat request in an object that `read_object` gave, which is used up. Raises BadRequest."""
+    if len(body) > MAX_FIELDS:
+        raise BadRequest(f"The request has too many fields: at most {MAX_FIELDS}.")
+    check_chat(body)
+    _check_together(body)
+    prompt_tokens = _check_messages(body["messages"]) + _check_definitions(body)
+    stream = bool(body.pop("stream", None))
+    options: JsonObject = body.pop("stream_options", None) or {}
+    answer_tokens: int = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_ANSWER_TOKENS
+    choices: int = body.get("n") or 1
+    return ChatRequest(
+        model=body["model"],
+        stream=stream,
+        include_usage=bool(options.get("include_usage")),
+        body=body,
+        cost_tokens=prompt_tokens + answer_tokens * choices,
+    )
+
+
+def schemas_of(body: JsonObject) -> Iterator[tuple[str, JsonObject]]:
+    """The JSON schemas in a request that was not checked yet, each with the field it stands in."""
+    for name in ("tools", "functions"):
+        functions = body.get(name)
+        for index, item in enumerate(functions if type(functions) is list else ()):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            yield from _at(item, f"{name}[{index}]", *(("function",) if name == "tools" else ()), "parameters")
+    yield from _at(body, "", "response_format", "json_schema", "schema")
+    yield from _at(body, "", "response_format", "schema")
+    yield from _at(body, "", "structured_outputs", "json")
+    yield from _at(body, "", "guided_json")
+    yield from _at(body, "", "json_schema")
+
+
+def _at(here: Any, param: str, *path: str) -> Iterator[tuple[str, JsonObject]]:
+    """The object at a path, if there is one."""
+    for step in path:
+        if type(here) is not dict:
+            return
+        here = here.get(step)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if type(here) is dict:
+        yield ".".join((param, *path)).removeprefix("."), here
+
+
+def _check_together(body: JsonObject) -> None:
+    """What the fields mean only together. Raises BadRequest."""
+    if body.get("stream_options") is not None and not body.get("stream"):
+        raise BadRequest("stream_options: allowed only when stream is true.", param="stream_options")
+    if body.get("top_logprobs") is not None and not body.get("logprobs"):
+        raise BadRequest("top_logprobs: allowed only when logprobs is true.", param="top_logprobs")
+    choice = body.get("tool_choice")
+    if choice is not None and choice not in ("none", "auto") and not body.get("tools"):
+        raise BadRequest("tool_choice: allowed only when tools are given.", param="tool_choice")
+    form: JsonObject = body.get("response_format") or {}
+    if form.get("type") == "json_schema" and "json_schema" not in form:
+        raise BadRequest("response_format.json_schema: this field is required.", param="response_format.json_schema")
+
+
+def _check_definitions(body: JsonObject) -> int:
+    """Bounds tools, schemas, guides and metadata; the tokens that they are likely to add to the prompt."""
+    tokens = 0
+    if "tools" in body or "functions" in body or "response_format" in body or not _GUIDES.isdisjoint(body):
+        for param, schema in schemas_of(body):
+            check_schema(param, schema, max_bytes=MAX_SCHEMA_BYTES, max_depth=MAX_SCHEMA_DEPTH)
+        for name in _GUIDES.intersection(body):
+            check_schema(name, body[name], max_bytes=MAX_SCHEMA_BYTES, max_depth=MAX_SCHEMA_DEPTH)
+        for index, tool in enumerate(body.get("tools") or ()):
+            if tool["type"] not in tool:
+                param = f"tools[{index}].{tool['type']}"
+                raise BadRequest(f"{param}: this field is required.", param=param)
+        tokens = len(orjson.dumps((body.get("tools"), body.get("functions")))) // CHARACTERS_A_TOKEN
+    check_metadata(body.get("metadata"))
+    return tokens
+
+
+def check_metadata(metadata: JsonObject | None) -> None:
+    """Raises BadRequest where metadata, which nobody here reads, is too much to carry about."""
+    if metadata and len(orjson.dumps(metadata)) > MAX_METADATA_BYTES:
+        raise BadRequest(f"metadata: at most {MAX_METADATA_BYTES} bytes.", param="metadata")
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _check_messages(messages: list[JsonObject]) -> int:
+    """The tokens that the messages are likely to have. Raises BadRequest for one that lacks what its role needs."""
+    characters = media = 0
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        if type(content) is str:
+            characters += len(content)
+        elif content:
+            part_characters, part_media = _check_parts(content, index)
+            characters += part_characters
+            media += part_media
+        elif message["role"] != "assistant" or not _says_something(message):
+            param = f"messages[{index}].content"
+            raise BadRequest(f"{param}: this field is required.", param=param)
+        if message["role"] == "tool" and not message.get("tool_call_id"):
+            param = f"messages[{index}].tool_call_id"
+            raise BadRequest(f"{param}: this field is required.", param=param)
+    return characters // CHARACTERS_A_TOKEN + len(messages) * MESSAGE_TOKENS + media * MEDIA_TOKENS
+
+
+def _says_something(message: JsonObject) -> bool:
+    """Whether an assistant's message without content has something else to say."""
+    return any(message.get(name) for name in ("tool_calls", "function_call", "refusal", "audio", "reasoning_content"))
+
+
+def _check_parts(parts: list[JsonObject], index: int) -> tuple[int, int]:
+    """How many characters of text, and how many pictures or sounds, the parts hold. Raises BadRequest."""
+    characters = media = 0
+    for number, part in enumerate(parts):
+        kind: str = part["type"]
+        param = f"messages[{index}].content[{number}].{kind}"
+        if kind not in part:
+            raise BadRequest(f"{param}: this field is required.", param=param)
+        if kind == "text":
+            characters += len(part["text"])
+        elif kind in _MEDIA:
+            media += 1
+            _check_address(part[kind]["url"], f"{param}.url")
+        elif kind in ("input_audio", "file"):
+            media += 1
+    return characters, media
+
+
+def _check_address(url: str, param: str) -> None:
+    """Raises BadRequest for an address that a model's server should not be made to fetch."""
+    if url.startswith("data:"):
+        return
+    if not url.startswith("https://") or len(url) > 8_192:
+        raise BadRequest(f"{param}: must begin with https:// or data:.", param=param)
+
+
+# --- out: streams -----------------------------------------------------------------------------------------------------
+
+
+def completion_id(job_id: str) -> str:
+    """OpenAI's id for a job's answer: the same for every reader and every attempt."""
+    return f"chatcmpl-{job_id[-32:]}"
+
+
+class ChunkShape:
+    """Makes frames of one stream. What is the same in each stands ready: a token costs one concatenation."""
+
+    __slots__ = ("_include_usage", "_prefix")
+
+    def __init__(self, job_id: str, created_s: int, model: str, include_usage: bool) -> None:
+        head = {"id": completion_id(job_id), "object": "chat.completion.chunk", "created": created_s, "model": model}
+        usage = b'"usage":null,' if include_usage else b""
+        self._include_usage = include_usage
+        self._prefix = b"\ndata: " + orjson.dumps(head)[:-1] + b"," + usage
+
+    def frame(self, position: bytes, event: bytes) -> bytes:
+        """A chunk. `event` is a JSON object with `choices`, as streams hold it."""
+        return b"id: " + position + self._prefix + event[1:] + b"\n\n"
+
+    def usage_frame(self, position: bytes, usage: Usage) -> bytes:
+        """The chunk that only tells usage; empty where it was not asked for."""
+        if not self._include_usage:
+            return b""
+        event = orjson.dumps({"choices": [], "usage": usage.to_openai()})
+        prefix = self._prefix.removesuffix(b'"usage":null,')
+        return b"id: " + position + prefix + event[1:] + b"\n\n"
+
+    def done_frame(self, position: bytes) -> bytes:
+        """The word that the stream is complete."""
+        return b"id: " + position + b"\ndata: [DONE]\n\n"
+
+    def error_frame(self, position: bytes | None, failure: Failure) -> bytes:
+        """The one frame that tells of a failure; nothing follows it."""
+        name = b"" if position is None else b"id: " + position + b"\n"
+        return name + b"data: " + error_object(failure) + b"\n\n"
+
+    def reset_frame(self, position: bytes) -> bytes:
+        """The word that the answer begins anew and what came before is void.
+
+        It is an empty chunk too, since OpenAI's clients read every event as a chunk.
+        """
+        event = b'"choices":[{"index":0,"delta":{},"finish_reason":null}],"headrace":{"event":"reset"}}'
+        return b"id: " + position + b"\nevent: reset" + self._prefix + event + b"\n\n"
+
+
+# --- out: whole answers -----------------------------------------------------------------------------------------------
+
+
+def completion_object(job_id: str, created_s: int, model: str, result: JsonObject) -> JsonObject:
+    """OpenAI's completion around a job's result, with every key that must be there."""
+    for choice in result["choices"]:
+        choice.setdefault("logprobs", None)
+        message = choice["message"]
+        message.setdefault("content", None)
+        message.setdefault("refusal", None)
+    head = {"id": completion_id(job_id), "object": "chat.completion", "created": created_s, "model": model}
+    return {**result, **head}
+
+
+def completion(job_id: str, created_s: int, model: str, result: JsonObject) -> bytes:
+    """The body of an answer that is not streamed."""
+    return orjson.dumps(completion_object(job_id, created_s, model, result))
+
+
+def model_object(name: str) -> bytes:
+    """One model, as OpenAI shows it."""
+    return orjson.dumps(_model(name))
+
+
+def model_list(names: list[str]) -> bytes:
+    """The models, as OpenAI lists them."""
+    return orjson.dumps({"object": "list", "data": [_model(name) for name in names]})
+
+
+def _model(name: str) -> JsonObject:
+    # Nobody knows when an open model was made; OpenAI's clients only need a number.
+    return {"id": name, "object": "model", "created": 0, "owned_by": "headrace"}

@@ -1,0 +1,184 @@
+"""One table: our error codes to HTTP status and OpenAI's error type; and the bodies that carry them, per dialect."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.contracts import Failure, JsonObject
+from common.errors import HeadraceError
+
+Headers = dict[str, str]
+
+JSON: Final = "application/json"
+PROBLEM_JSON: Final = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a code becomes. `sent` is the code that callers see, where it is another or none.
+
+    `retry` overrules the SDKs' own rule (they retry 408, 409, 429 and 5xx): where trying again can't help, or would
+    only add to the load that broke it.
+    """
+
+    status: int
+    type: str = "invalid_request_error"
+    sent: str | None = ""
+    retry: bool | None = None
+
+
+_SERVER: Final = "server_error"
+
+TABLE: Final = {
+    # the caller must change something
+    "invalid_request": Row(400, sent=None),
+    "invalid_json": Row(400),
+    "unknown_parameter": Row(400),
+    "invalid_host": Row(400),
+    "invalid_api_key": Row(401),
+    "permission_denied": Row(403, "permission_error"),
+    "not_found": Row(404),
+    "unknown_url": Row(404),
+    "job_not_found": Row(404),
+    "model_not_found": Row(404),
+    "method_not_allowed": Row(405),
+    "request_timeout": Row(408),
+    "stream_expired": Row(410),
+    "stream_lost": Row(410),
+    "request_too_large": Row(413),
+    "unsupported_media_type": Row(415),
+    "headers_too_large": Row(431),
+    # Somebody cancelled the job that this request waited for. 409 would be nearer, but SDKs try a 409 again.
+    "cancelled": Row(499),
+    # the caller should come back later
+    "queue_full": Row(429, "requests", retry=True),
+    "server_overloaded": Row(503, _SERVER, retry=True),
+    "store_unavailable": Row(503, _SERVER, retry=True),
+    "store_full": Row(503, _SERVER, retry=True),
+    "slow_reader": Row(503, _SERVER),
+    # the upstream failed
+    "upstream_error": Row(502, _SERVER),
+    "upstream_unreachable": Row(502, _SERVER),
+    "upstream_protocol_error": Row(502, _SERVER),
+    "upstream_interrupted": Row(502, _SERVER),
+    "upstream_timeout": Row(504, _SERVER),
+    "upstream_busy": Row(503, _SERVER, retry=True),
+    "upstream_credentials": Row(502, _SERVER, retry=False),
+    "upstream_refused": Row(400),
+    "context_length_exceeded": Row(400),
+    # The time that the caller gave is over: the same request would only queue again.
+    "deadline_exceeded": Row(504, _SERVER, sent="timeout", retry=False),
+    "timeout": Row(504, _SERVER, retry=False),
+    # we are broken
+    "internal_error": Row(500, _SERVER),
+    "fenced": Row(500, _SERVER, sent="internal_error"),
+}
+
+_BY_STATUS: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+def row_of(code: str) -> Row:
+    """The table's row; an unknown code is our own mistake."""
+    return TABLE.get(code, TABLE["internal_error"])
+
+
+def error_fields(failure: Failure) -> JsonObject:
+    """OpenAI's error: four keys, all of them always there."""
+    row = row_of(failure.code)
+    code = failure.code if row.sent == "" else row.sent
+    return {"message": failure.message, "type": row.type, "param": failure.param, "code": code}
+
+
+def error_object(failure: Failure) -> bytes:
+    """OpenAI's error object as JSON: the body of an answer, or the data of a stream's last event."""
+    return orjson.dumps({"error": error_fields(failure)})
+
+
+def openai_error(failure: Failure) -> tuple[int, bytes, Headers]:
+    """(status, body, headers) of an answer in OpenAI's dialect."""
+    return row_of(failure.code).status, error_object(failure), _headers(failure)
+
+
+def problem(failure: Failure, instance: str) -> tuple[int, bytes, Headers]:
+    """(status, body, headers) of an answer by RFC 9457, for paths that are nobody's dialect."""
+    row = row_of(failure.code)
+    code = row.sent or failure.code
+    body: JsonObject = {
+        "type": "about:blank",
+        "title": code.replace("_", " ").capitalize(),
+        "status": row.status,
+        "detail": failure.message,
+        "instance": instance[:256],
+        "code": code,
+    }
+    if failure.param is not None:
+        body["param"] = failure.param
+    return row.status, orjson.dumps(body), _headers(failure)
+
+
+def _headers(failure: Failure) -> Headers:
+    row = row_of(failure.code)
+    headers: Headers = {}
+    if failure.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(failure.retry_after_s)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(failure.retry_after_s * 1000)))
+    if row.retry is not None:
+        headers["x-should-retry"] = "true" if row.retry else "false"
+    if row.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def answer(failure: Failure, path: str, *, extra: Headers | None = None) -> Response:
+    """A failure as the answer that this path's callers expect."""
+    if path.startswith("/v1/"):
+        status, body, headers = openai_error(failure)
+        return Response(body, status, {**(extra or {}), **headers}, JSON)
+    status, body, headers = problem(failure, path)
+    return Response(body, status, {**(extra or {}), **headers}, PROBLEM_JSON)
+
+
+# --- where FastAPI would answer in its own way ------------------------------------------------------------------------
+
+
+def install(app: FastAPI) -> None:
+    """Has every refusal of this application answered by the table.
+
+    What nobody expected is not answered here but in `gateway.http`, the outermost layer, so that it has a request id.
+    """
+    app.add_exception_handler(HeadraceError, _on_headrace_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+
+
+async def _on_headrace_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)
+    return answer(error.failure, request.scope["path"])
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path: str = request.scope["path"]
+    code = _BY_STATUS.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal_error")
+    text = {
+        "unknown_url": f"Unknown request URL: {request.method} {path[:128]}.",
+        "method_not_allowed": f"{request.method} is not allowed here.",
+    }.get(code, "The request cannot be served as it is.")
+    return answer(Failure(code, text), path, extra=dict(error.headers or {}))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fault: JsonObject = error.errors()[0]
+    # FastAPI's location begins with where the field stands: path, query, header.
+    param = ".".join(str(step) for step in fault["loc"][1:])[:64] or None
+    return answer(Failure("invalid_request", f"{param}: {fault['msg']}.", param), request.scope["path"])

@@ -1,0 +1,369 @@
+"""The outermost layer of HTTP: what holds for every request and every answer, whatever the route.
+
+Pure ASGI and no tasks of its own: a request pays a few microseconds for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from asyncio import TimerHandle, Transport
+from typing import ClassVar, Final
+
+import structlog
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from common.config import Settings
+from common.contracts import Failure
+from common.errors import CallerError, TooLarge
+from common.metrics import GatewayMetrics
+from gateway.errors import answer
+
+log = structlog.get_logger(__name__)
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+HEAD_TIMEOUT_S: Final = 10.0
+# A browser remembers for so long what it may send.
+PREFLIGHT_LIFE_S: Final = 600
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_ALLOWED: Final = frozenset(
+    {
+        *("authorization", "content-type", "accept", "x-api-key", "idempotency-key", "last-event-id", "cache-control"),
+        *("openai-beta", "openai-organization", "openai-project", "user-agent"),
+    }
+)
+_ALLOWED_PREFIXES: Final = ("x-stainless-", "x-headrace-")
+_EXPOSED: Final = (
+    b"x-request-id, retry-after, retry-after-ms, x-should-retry, openai-processing-ms, location, "
+    b"x-headrace-job-id, x-headrace-durability, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+    b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
+
+
+class UnsupportedMediaType(CallerError):
+    """The body must be JSON: send it as 'Content-Type: application/json'."""
+
+    code = "unsupported_media_type"
+
+
+class RequestTimeout(CallerError):
+    """The request's body did not arrive in time."""
+
+    code = "request_timeout"
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def request_id(request: Request) -> str:
+    """The id that this request's answer bears as `x-request-id`."""
+    return request.scope.get("headrace.request_id", "")
+
+
+async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
+    """A JSON body. Raises TooLarge without reading on, RequestTimeout, UnsupportedMediaType, BadRequest."""
+    _check_body_headers(request.scope["headers"], limit_bytes)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _receive_all(request.receive, limit_bytes)
+    except TimeoutError:
+        raise RequestTimeout() from None
+
+
+async def _receive_all(receive: Receive, limit_bytes: int) -> bytes:
+    pieces: list[bytes] = []
+    size_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect()
+        piece: bytes = message.get("body", b"")
+        size_bytes += len(piece)
+        if size_bytes > limit_bytes:
+            raise _too_large(limit_bytes)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _check_body_headers(headers: RawHeaders, limit_bytes: int) -> None:
+    kind = b""
+    from_page = False
+    for name, value in headers:
+        if name == b"content-type":
+            kind = value.partition(b";")[0].strip().lower()
+        elif name == b"origin":
+            from_page = True
+        elif name == b"content-length" and int(value) > limit_bytes:
+            raise _too_large(limit_bytes)
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            # A few kilobytes can unpack to gigabytes.
+            raise UnsupportedMediaType("Compressed bodies are not accepted: send it without Content-Encoding.")
+    # A page of another site can send a body of no type without being asked; one that names JSON is asked first.
+    if kind != b"application/json" and (kind or from_page):
+        raise UnsupportedMediaType()
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"The body is too large: at most {limit_bytes} bytes.")
+
+
+# --- every request ----------------------------------------------------------------------------------------------------
+
+
+def install(app: FastAPI, settings: Settings, metrics: GatewayMetrics) -> None:
+    """Puts this layer around the application."""
+    app.add_middleware(Edge, metrics=metrics, origins=settings.cors_origins)  # pyright: ignore[reportArgumentType]
+
+
+class Edge:
+    """Gives each request its id, refuses what no route should see, and answers what no route expected."""
+
+    def __init__(self, app: ASGIApp, *, metrics: GatewayMetrics, origins: tuple[str, ...] = ()) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._cors = Cors(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["headrace.request_id"] = name = new_request_id()
+        bind_contextvars(request_id=name)
+        answering = Answering(scope, send, self._cors)
+        try:
+            await self._serve(scope, receive, answering)
+        finally:
+            self._metrics.request(route_of(scope), answering.status, time.perf_counter() - answering.started_s)
+            if answering.first_token_s is not None:
+                self._metrics.first_token(answering.first_token_s - answering.started_s)
+
+    async def _serve(self, scope: Scope, receive: Receive, answering: Answering) -> None:
+        try:
+            failure = check_head(scope)
+            if failure is not None:
+                await answer(failure, scope["path"])(scope, receive, answering.send)
+            elif scope["method"] == "OPTIONS" and self._cors.asks(scope["headers"]):
+                await answering.send_empty(204, self._cors.preflight(scope["headers"]))
+            else:
+                await self._app(scope, receive, answering.send)
+        except ClientDisconnect:
+            # Nobody is left to answer.
+            log.debug("request.client_left")
+        except Exception:  # noqa: BLE001 - the outermost loop: whatever went wrong, the caller gets an answer
+            log.exception("request.failed", method=scope["method"], route=route_of(scope))
+            if answering.status:
+                # Half an answer is out: only closing the connection tells the caller that it is not all.
+                await answering.abort()
+                return
+            text = "Something went wrong on our side."
+            await answer(Failure("internal_error", text), scope["path"])(scope, receive, answering.send)
+
+
+class Answering:
+    """One answer on its way out: adds the headers that every answer has, and remembers what went."""
+
+    __slots__ = ("_cors", "_scope", "_send", "_streams", "first_token_s", "send", "started_s", "status")
+
+    def __init__(self, scope: Scope, send: Send, cors: Cors) -> None:
+        self._scope = scope
+        self._send = send
+        self._cors = cors
+        self._streams = False
+        self.started_s = time.perf_counter()
+        self.status = 0
+        self.first_token_s: float | None = None
+        self.send: Send = self._start
+
+    async def _start(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers: RawHeaders = [*message["headers"]]
+            spent_ms = int((time.perf_counter() - self.started_s) * 1000)
+            headers.append((b"x-request-id", self._scope["headrace.request_id"].encode()))
+            headers.append((b"openai-processing-ms", b"%d" % spent_ms))
+            headers += self._cors.headers(self._scope["headers"])
+            if self.status in _LAST_WORDS:
+                headers.append((b"connection", b"close"))
+            self._streams = any(name == b"content-type" and b"event-stream" in value for name, value in headers)
+            message = {**message, "headers": headers}
+        elif self._streams and self.first_token_s is None and b"data: " in message.get("body", b""):
+            self.first_token_s = time.perf_counter()
+        await self._send(message)
+
+    async def send_empty(self, status: int, headers: RawHeaders) -> None:
+        """An answer without a body."""
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b""})
+
+    async def abort(self) -> None:
+        """Ends what was begun as an error, not as if it were complete."""
+        raise ConnectionAbortedError
+
+
+# After these the rest of the request is not read, so the connection can't carry another one.
+_LAST_WORDS: Final = frozenset({408, 413, 415, 431})
+
+
+def new_request_id() -> str:
+    """A fresh id; never the client's own, which could be anything."""
+    return "req_" + secrets.token_hex(16)
+
+
+def route_of(scope: Scope) -> str:
+    """The route's template, so that ids and typing errors make no new series in the metrics."""
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+def check_head(scope: Scope) -> Failure | None:
+    """What is wrong with the request's head, if anything."""
+    hosts = 0
+    size_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+    for name, value in scope["headers"]:
+        size_bytes += len(name) + len(value) + 4
+        if name == b"host":
+            hosts += 1
+            if not _HOST.fullmatch(value):
+                hosts += 1
+    if size_bytes > MAX_HEAD_BYTES:
+        return Failure("headers_too_large", f"The request's headers are too large: at most {MAX_HEAD_BYTES} bytes.")
+    if hosts != 1 and not (hosts == 0 and scope["http_version"] == "1.0"):
+        return Failure("invalid_host", "The Host header is not valid.")
+    return None
+
+
+class Cors:
+    """Which pages of other sites may call; by default none. Keys travel in a header, so cookies play no part."""
+
+    def __init__(self, origins: tuple[str, ...]) -> None:
+        self._any = "*" in origins
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    def headers(self, request: RawHeaders) -> RawHeaders:
+        """What lets the page that asked read the answer."""
+        if not self._origins:
+            return []
+        origin = _header(request, b"origin")
+        if not origin or not (self._any or origin in self._origins):
+            return [(b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", b"*" if self._any else origin),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"Origin"),
+        ]
+
+    def asks(self, request: RawHeaders) -> bool:
+        """Whether this is a browser asking what a page may send."""
+        return bool(self._origins and _header(request, b"access-control-request-method"))
+
+    def preflight(self, request: RawHeaders) -> RawHeaders:
+        """What a page may send; of the headers it asks for, those that are known."""
+        wanted = _header(request, b"access-control-request-headers").decode("latin-1").lower().split(",")
+        names = [name.strip() for name in wanted[:100]]
+        allowed = [name for name in names if name in _ALLOWED or _TOKEN.fullmatch(name)]
+        return [
+            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+            (b"access-control-allow-headers", ", ".join(allowed).encode("latin-1")),
+            (b"access-control-max-age", b"%d" % PREFLIGHT_LIFE_S),
+        ]
+
+
+_TOKEN: Final = re.compile(rf"(?:{'|'.join(_ALLOWED_PREFIXES)})[a-z0-9-]{{1,64}}")
+
+
+def _header(headers: RawHeaders, wanted: bytes) -> bytes:
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""
+
+
+# --- below ASGI -------------------------------------------------------------------------------------------------------
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with bounds on a request's head: how large it may grow, and how long it may take.
+
+    uvicorn itself waits for ever for the end of the headers, and keeps what has come of them.
+    """
+
+    head_timeout_s: ClassVar[float] = HEAD_TIMEOUT_S
+    _head_timer: TimerHandle | None = None
+    _head_bytes: int = 0
+    _in_head: bool = True
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """Begins to wait for the first request."""
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes; a head that grows too large ends the connection."""
+        if not self._in_head:
+            super().data_received(data)
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(Failure("headers_too_large", f"The headers are too large: at most {MAX_HEAD_BYTES} bytes."))
+            elif self._head_timer is None:
+                self._arm()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: the timer stops."""
+        self._in_head = False
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The next bytes begin another head."""
+        super().on_message_complete()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the timer."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP as every error is answered."""
+        self._refuse(Failure("invalid_request", msg))
+
+    def _arm(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._on_timeout)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_timeout(self) -> None:
+        self._head_timer = None
+        if self._head_bytes:
+            self._refuse(Failure("request_timeout", "The request's headers did not arrive in time."))
+        else:
+            self.transport.close()
+
+    def _refuse(self, failure: Failure) -> None:
+        if self.transport.is_closing():
+            return
+        response = answer(failure, "")
+        response.headers["x-request-id"] = new_request_id()
+        response.headers["connection"] = "close"
+        head = b"".join([b"%b: %b\r\n" % header for header in response.raw_headers])
+        body = bytes(response.body)
+        self.transport.write(b"HTTP/1.1 %d \r\n%b\r\n%b" % (response.status_code, head, body))
+        self.transport.close()
+
+
