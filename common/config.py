@@ -46,7 +46,7 @@ FREE_PREFIXES: Final = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
 LATER_NAMES: Final = frozenset({"HEADRACE_GRPC_PORT", "HEADRACE_DATABASE_URL", "HEADRACE_JOURNAL"})
 # Kubernetes puts these into every container beside a service called headrace or headrace-….
 _SERVICE_LINK: Final = re.compile(
-    r"HEADRACE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+    r"HEADRACE_(\w+_)?((SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|PORT=(tcp|udp|sctp)://.*)"
 )
 Kind = Literal["vllm", "ollama", "llamacpp", "openai", "echo"]
 
@@ -139,11 +139,13 @@ class Settings(BaseSettings):
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8080, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     redis_url: str | None = None
     data_dir: Path = Path(".headrace")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     auth: Literal["on", "off"] = "on"
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     pools: Annotated[tuple[PoolName, ...], NoDecode] = ("default",)
     workers: PositiveInt = 1
     worker_concurrency: PositiveInt = 64
@@ -166,7 +168,7 @@ class Settings(BaseSettings):
     stream_retention_s: PositiveInt = 3_600
     probe_interval_s: PositiveFloat = 5
 
-    @field_validator("api_keys", "pools", mode="before")
+    @field_validator("api_keys", "cors_origins", "pools", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -261,7 +263,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """What the environment sets. Raises ConfigError for a name that says nothing, such as a misspelt one."""
     for name in sorted(environ):
         if name.startswith(PREFIX):
-            _check_name(name)
+            _check_name(name, environ[name])
     source = EnvSettingsSource(Settings)
     source.env_vars = {name.lower(): value for name, value in environ.items() if value}
     try:
@@ -270,11 +272,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError(f"the environment: {error}") from error
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, value: str) -> None:
     if name in LATER_NAMES:
         raise ConfigError(f"{name}: not available in this version")
     known = name.removeprefix(PREFIX).lower() in Settings.model_fields or name in OTHER_NAMES
-    if not known and not name.startswith(FREE_PREFIXES) and not _SERVICE_LINK.fullmatch(name):
+    if not known and not name.startswith(FREE_PREFIXES) and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
         raise ConfigError(f"{name}: there is no such setting")
 
 

@@ -7,6 +7,8 @@ Scripts get these names as KEYS, or derive them from the pool's prefix where ids
 
 from __future__ import annotations
 
+from typing import Final
+
 
 def pool_prefix(pool: str) -> str:
     """What every key of a pool begins with."""
@@ -111,3 +113,6 @@ EVERY_KEY = "hr:{*"
 def kind_of(key: str) -> str:
     """The second part of a key: what it is, whatever pool or tenant it belongs to."""
     return key.partition("}:")[2].partition(":")[0]
+
+INBOX_MOST_ENTRIES: Final = 4096
+"""Frames kept in a gateway's inbox; a gateway that lags further behind reads the jobs' streams."""

@@ -45,7 +45,7 @@ def configure(level: str, *, process: str, file: BinaryIO | None = None) -> None
         processors=_processors(process),
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.BytesLoggerFactory(file=out),
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=True,
     )
     _take_over(_LEVELS[level], out, process)
 
@@ -69,7 +69,7 @@ def keep_private(_: object, __: str, event: Event) -> Event:
 
 
 def tell_exception(_: object, __: str, event: Event) -> Event:
-    """The event with its exception's type and place. An exception's text often repeats the input, so only ours is kept."""
+    """The event with its exception's type and place; with its text only where that is ours: others repeat the input."""
     error = event.pop("exc_info", None)
     if error is True:
         error = sys.exc_info()[1]

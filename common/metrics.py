@@ -6,6 +6,7 @@ costs more than counting with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,9 +29,12 @@ from common.contracts import Job, Outcome, Priority
 # OpenTelemetry's buckets for generations: from cached answers to long ones.
 SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 # And for first tokens: where people feel the difference.
-FIRST_TOKEN_SECONDS: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+FIRST_TOKEN_SECONDS: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08),
+    *(0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+)
 # A wait in the queue ranges from nothing to a night.
-WAIT_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0, 28_800.0)
+WAIT_SECONDS: Final = (*(0.001, 0.005, 0.01, 0.05, 0.1, 0.5), *(1, 5, 10, 30, 60, 300, 1_800, 7_200, 28_800))
 
 
 class Group:
@@ -47,7 +51,7 @@ class Group:
         return generate_latest(self.registry)
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Serves them from a thread of its own; call what comes back to stop it. Raises OSError if the port is taken."""
+        """Serves them from a thread of its own until what comes back is called. Raises OSError if the port is taken."""
         server, thread = start_http_server(port, addr=host, registry=self.registry)
 
         def stop() -> None:
@@ -149,7 +153,9 @@ class WorkerMetrics(Group):
         self._queued = self.histogram(
             "queue_wait_seconds", "From acceptance to the claim.", "pool", "class", buckets=WAIT_SECONDS
         )
-        self._total = self.histogram("job_seconds", "From acceptance to the end.", "pool", "class", buckets=WAIT_SECONDS)
+        self._total = self.histogram(
+            "job_seconds", "From acceptance to the end.", "pool", "class", buckets=WAIT_SECONDS
+        )
         self._tokens = self.counter("tokens", "Tokens of prompts (input) and answers (output).", "direction", "model")
         self._upstream = self.histogram("upstream_seconds", "A call to a backend, whole.", "backend")
         self._upstream_first = self.histogram(
@@ -200,21 +206,28 @@ class WorkerMetrics(Group):
         series = self._series.get(key)
         if series is None:
             names = (job.pool, job.priority.label)
-            tokens = (self._tokens.labels(direction, job.model) for direction in ("input", "output"))
-            series = _JobSeries(self._queued.labels(*names), self._total.labels(*names), *tokens)
+            series = _JobSeries(
+                queued=self._queued.labels(*names),
+                total=self._total.labels(*names),
+                input_tokens=self._tokens.labels("input", job.model),
+                output_tokens=self._tokens.labels("output", job.model),
+            )
             self._series[key] = series
         return series
 
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """How a pool's queue stands. `depth` is by (class, model); ages, waits by class; both in seconds."""
+    """How a pool's queue stands. `depth` is by (class, model), ages and waits by class.
+
+    A wait that can't be told is left out, tokens that can't are NaN: no figure is better than a wrong nought.
+    """
 
     pool: str
     depth: Mapping[tuple[str, str], int]
     oldest_age_s: Mapping[str, float]
     estimated_wait_s: Mapping[str, float]
-    waiting_tokens: int
+    waiting_tokens: float
     delayed: int
     workers: int
     running: int
@@ -235,7 +248,6 @@ class SchedulerMetrics(Group):
         self._running = self.gauge("pool_jobs_running", "Jobs that workers hold now.", "pool")
         self._healthy = self.gauge("backend_healthy", "1 where the last probe found the backend well.", "backend")
         self._rounds = self.counter("rounds", "Rounds of a role.", "role", "result")
-        self._round = self.histogram("round_seconds", "How long a round takes.", "role")
         self._lanes: dict[str, set[tuple[str, str]]] = {}
 
     def show_pool(self, view: PoolView) -> None:
@@ -248,7 +260,7 @@ class SchedulerMetrics(Group):
         for priority in Priority:
             names = (view.pool, priority.label)
             self._age.labels(*names).set(view.oldest_age_s.get(priority.label, 0))
-            self._wait.labels(*names).set(view.estimated_wait_s.get(priority.label, 0))
+            self._wait.labels(*names).set(view.estimated_wait_s.get(priority.label, math.nan))
         self._tokens.labels(view.pool).set(view.waiting_tokens)
         self._delayed.labels(view.pool).set(view.delayed)
         self._workers.labels(view.pool).set(view.workers)
@@ -258,14 +270,6 @@ class SchedulerMetrics(Group):
         """Sets a backend's gauge."""
         self._healthy.labels(backend).set(healthy)
 
-    @contextmanager
-    def round(self, role: str) -> Generator[None]:
-        """Times and counts a role's round: `ok`, or `failed` where an exception leaves it."""
-        started_s = perf_counter()
-        result = "failed"
-        try:
-            yield
-            result = "ok"
-        finally:
-            self._rounds.labels(role, result).inc()
-            self._round.labels(role).observe(perf_counter() - started_s)
+    def round_done(self, role: str, result: str) -> None:
+        """Counts a role's round by its result."""
+        self._rounds.labels(role, result).inc()

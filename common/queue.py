@@ -20,7 +20,6 @@ from common.contracts import Failure, Job, JsonObject, Outcome, Priority, State,
 from common.errors import StoreFull
 from common.store import Store
 
-INBOX_MOST_ENTRIES: Final = 4096
 BATCH_WINDOW: Final = 64
 SLACK_MS: Final = {Priority.INTERACTIVE: 0, Priority.STANDARD: 2_000, Priority.BATCH: 60_000}
 AGED_SHARE: Final = 0.1
@@ -347,7 +346,7 @@ class Queue:
                 self._retention.result_s * 1000,
                 self._retention.stream_s * 1000,
                 int(end.dead),
-                INBOX_MOST_ENTRIES,
+                keys.INBOX_MOST_ENTRIES,
                 usage.prompt_tokens + usage.completion_tokens if usage else 0,
             ),
         )
@@ -432,7 +431,7 @@ class Queue:
         return sum(await asyncio.gather(*held))
 
     async def give_up_worker(self, pool: str, worker: str) -> bool:
-        """Whether this worker, of whom only the held jobs are left, is now listed for the reaper. Safe to send again."""
+        """Whether a worker of whom only held jobs are left is now listed for the reaper. Safe to send again."""
         return bool(await self._store.command("ZADD", keys.workers(pool), "NX", 0, worker))
 
     async def forget_dead(self, pool: str, *, before_ms: int) -> int:

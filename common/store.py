@@ -14,7 +14,7 @@ from hashlib import sha1
 from importlib import resources
 from typing import Any, Final, cast
 
-from hiredis import pack_command
+from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -108,7 +108,7 @@ class Store:
 
         Retrying is switched off: a write whose reply was lost must not be sent twice behind our back.
         """
-        pool = BlockingConnectionPool.from_url(
+        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             max_connections=16,
             timeout=CONNECT_TIMEOUT_S,
@@ -194,7 +194,7 @@ class Store:
 
     async def _replies(self, trips: list[_Trip]) -> list[Any]:
         if self._connection is None:
-            self._connection = await self.pool.get_connection()
+            self._connection = await self.pool.get_connection()  # pyright: ignore[reportUnknownMemberType]
             await self._pipeline(self._connection, self._load)
         replies = await self._pipeline(self._connection, [trip.packed for trip in trips])
         forgotten = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -223,7 +223,7 @@ class Store:
         """A connection of its own for commands that wait on the server; closed at the end."""
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                connection = await self.pool.get_connection()
+                connection = await self.pool.get_connection()  # pyright: ignore[reportUnknownMemberType]
         except RedisError as error:
             raise _translate(error, "the connection") from error
         except _UNAVAILABLE as error:
@@ -250,7 +250,7 @@ class BlockingReader:
         try:
             async with asyncio.timeout(wait_s + REPLY_TIMEOUT_S):
                 await self._connection.send_packed_command([packed])
-                return await self._connection.read_response(disable_decoding=True)
+                return await _read_raw(self._connection)
         except RedisError as error:
             await _hang_up(self._connection)
             raise _translate(error, str(words[0])) from error
@@ -267,9 +267,13 @@ async def _hang_up(connection: AbstractConnection) -> None:
         await connection.disconnect(nowait=True)
 
 
+async def _read_raw(connection: AbstractConnection) -> Any:
+    return await connection.read_response(disable_decoding=True)  # pyright: ignore[reportUnknownVariableType]
+
+
 async def _read(connection: AbstractConnection) -> Any:
     try:
-        return await connection.read_response(disable_decoding=True)
+        return await _read_raw(connection)
     except _UNAVAILABLE:
         raise
     except RedisError as error:

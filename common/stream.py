@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from common import keys
 from common.contracts import Position, pool_of
-from common.queue import INBOX_MOST_ENTRIES
 from common.store import BlockingReader, Store
 
 STARTED: Final = b"s"
@@ -67,7 +66,7 @@ class StreamStore:
 
     async def append(self, pool: str, worker: str, tokens: Sequence[Tokens]) -> dict[str, Refusal]:
         """The jobs whose tokens were not written, and why. Safe to send again: a position is written once."""
-        args: list[str | bytes | int] = [worker, INBOX_MOST_ENTRIES, self._grace_ms]
+        args: list[str | bytes | int] = [worker, keys.INBOX_MOST_ENTRIES, self._grace_ms]
         for item in tokens:
             args += (item.job_id, item.fence, item.last_seq, item.events)
         reply: list[int] = await self._store.call("append", keys.pool_prefix(pool), (keys.abandoned(pool),), args)

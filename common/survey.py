@@ -1,5 +1,5 @@
-"""Walks all our keys, a bounded step at a time: finds those that should end by themselves and would not, and the holders
-of jobs whatever became of them. Whoever walks decides what to do.
+"""Walks all our keys, a bounded step at a time: finds those that should end by themselves and would not, and who holds
+jobs. Whoever walks decides what to do about it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Survey:
         self._cursor = b"0"
 
     async def step(self, pools: Sequence[str], *, most_keys: int) -> Sight:
-        """What was seen on the way past about `most_keys` keys; holders only of these pools. Raises StoreUnavailable."""
+        """What was seen on the way past about `most_keys` keys; holders of these pools only."""
         names = [raw.decode() for raw in await self._names(most_keys)]
         watched = [name for name in names if keys.kind_of(name) not in keys.ALLOWED_WITHOUT_TTL]
         lives_ms = await asyncio.gather(*(self._store.command("PTTL", name) for name in watched))

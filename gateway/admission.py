@@ -10,7 +10,8 @@ from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priorit
 from common.errors import BadRequest, ModelNotFound, QueueFull, StoreUnavailable
 from common.queue import Admitted, Queue, Submitted
 from gateway.auth import Principal
-from gateway.dialects.openai import ChatRequest, JobOptions
+from gateway.dialects.native import JobOptions
+from gateway.dialects.openai import ChatRequest
 
 FULL_RETRY_AFTER_S: Final = 5.0
 

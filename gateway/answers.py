@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from common.contracts import Failure, Job, Outcome, State
 from common.errors import HeadraceError, InternalError
-from common.stream import Entry
+from common.stream import OUTCOME, Entry
 from gateway.dialects.openai import ChunkShape, completion
 from gateway.errors import openai_error
 from gateway.hub import Subscription, Waiter
@@ -68,7 +68,7 @@ async def first_entries(reader: Subscription, limit_s: float) -> list[Entry]:
 def early_failure(entries: list[Entry]) -> Failure | None:
     """Why the job ended, where it ended badly before any token."""
     told = [entry for entry in entries if has_substance([entry])]
-    if len(told) != 1 or told[0].kind != b"o":
+    if len(told) != 1 or told[0].kind != OUTCOME:
         return None
     outcome = Outcome.decode(told[0].body)
     return None if outcome.status is State.SUCCEEDED else outcome.failure

@@ -159,7 +159,8 @@ class Edge:
         except ClientDisconnect:
             # Nobody is left to answer.
             log.debug("request.client_left")
-        except Exception:  # noqa: BLE001 - the outermost loop: whatever went wrong, the caller gets an answer
+        except Exception:
+            # The process's one blind handler, at its outermost loop: whatever went wrong, the caller gets an answer.
             log.exception("request.failed", method=scope["method"], route=route_of(scope))
             if answering.status:
                 # Half an answer is out: only closing the connection tells the caller that it is not all.
@@ -235,10 +236,14 @@ def check_head(scope: Scope) -> Failure | None:
             if not _HOST.fullmatch(value):
                 hosts += 1
     if size_bytes > MAX_HEAD_BYTES:
-        return Failure("headers_too_large", f"The request's headers are too large: at most {MAX_HEAD_BYTES} bytes.")
+        return _headers_too_large()
     if hosts != 1 and not (hosts == 0 and scope["http_version"] == "1.0"):
         return Failure("invalid_host", "The Host header is not valid.")
     return None
+
+
+def _headers_too_large() -> Failure:
+    return Failure("headers_too_large", f"The request's headers are too large: at most {MAX_HEAD_BYTES} bytes.")
 
 
 class Cors:
@@ -315,7 +320,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(Failure("headers_too_large", f"The headers are too large: at most {MAX_HEAD_BYTES} bytes."))
+                self._refuse(_headers_too_large())
             elif self._head_timer is None:
                 self._arm()
 
@@ -365,5 +370,3 @@ class BoundedProtocol(HttpToolsProtocol):
         body = bytes(response.body)
         self.transport.write(b"HTTP/1.1 %d \r\n%b\r\n%b" % (response.status_code, head, body))
         self.transport.close()
-
-

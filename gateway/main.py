@@ -26,6 +26,7 @@ from common.stream import StreamStore
 from gateway import docs, errors
 from gateway.admission import Admission
 from gateway.auth import Auth
+from gateway.http import BoundedProtocol
 from gateway.http import install as install_http
 from gateway.hub import Hub, Limits
 from gateway.parts import Parts
@@ -106,7 +107,7 @@ async def serve(settings: Settings) -> int:
         host=settings.http_host,
         port=settings.http_port,
         loop="none",
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         log_config=None,
         access_log=False,

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final
 
 from common.clock import Clock
 from common.contracts import Priority
 from common.health import HealthStore
+from common.metrics import PoolView, SchedulerMetrics
 from common.queue import LaneDepth, Queue
 from scheduler.drain import Drain, Sample, known, sample, updated
 
-
-@dataclass(frozen=True, slots=True)
-class PoolFigures:
-    """A pool at a moment, as the metrics show it. None: not known (which is not 0)."""
-
-    pool: str
-    depth: Mapping[tuple[Priority, str], int]
-    oldest_age_s: Mapping[Priority, float]
-    wait_s: Mapping[Priority, float | None]
-    tokens: float | None
-    workers: int
-    running: int
-    healthy: Mapping[str, bool]
-
-
-class Board(Protocol):
-    """Where figures are shown."""
-
-    def show(self, figures: Sequence[PoolFigures]) -> None:
-        """Shows these and nothing else: what is missing has vanished."""
-        ...
+Depth = dict[tuple[Priority, str], int]
+UNKNOWN: Final = math.nan
+"""What a gauge shows that can't be told: 0 would be a promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +37,7 @@ class Gauges:
         queue: Queue,
         health: HealthStore,
         clock: Clock,
-        board: Board,
+        metrics: SchedulerMetrics,
         *,
         models: Mapping[str, Sequence[str]],
         params: GaugesParams | None = None,
@@ -61,7 +45,7 @@ class Gauges:
         self._queue = queue
         self._health = health
         self._clock = clock
-        self._board = board
+        self._metrics = metrics
         self._models = models
         self._params = params or GaugesParams()
         self._samples: dict[str, Sample] = {}
@@ -72,29 +56,34 @@ class Gauges:
 
     async def round(self) -> int:
         """How many jobs wait, in all pools."""
-        figures = await asyncio.gather(*(self._pool(pool) for pool in self._models))
-        self._board.show(figures)
-        return sum(sum(one.depth.values()) for one in figures)
+        views = await asyncio.gather(*(self._pool(pool) for pool in self._models))
+        for view in views:
+            self._metrics.show_pool(view)
+        return sum(sum(view.depth.values()) for view in views)
 
-    async def _pool(self, pool: str) -> PoolFigures:
-        lanes, workers, running, health, now_ms = await asyncio.gather(
+    async def _pool(self, pool: str) -> PoolView:
+        lanes, delayed, workers, running, now_ms = await asyncio.gather(
             self._queue.lanes(pool),
+            self._queue.delayed_count(pool),
             self._queue.workers(pool),
             self._queue.running(pool),
-            self._health.read(pool),
             self._queue.now_ms(),
         )
+        for name, health in (await self._health.read(pool)).items():
+            self._metrics.show_backend(name, healthy=health.healthy)
         drain = await self._drain(pool, waiting=any(lane.depth for lane in lanes))
         depth = depths(lanes, self._models[pool])
-        return PoolFigures(
+        live = sum(row.lease_expires_ms > now_ms for row in workers)
+        return PoolView(
             pool=pool,
-            depth=depth,
+            depth={(priority.label, model): count for (priority, model), count in depth.items()},
             oldest_age_s=ages_s(lanes, now_ms),
-            wait_s=waits_s(depth, drain),
-            tokens=tokens_waiting(depth, drain),
-            workers=len(workers),
+            # Without workers nothing drains, whatever the pace was.
+            estimated_wait_s=waits_s(depth, drain) if live else {},
+            waiting_tokens=tokens_waiting(depth, drain),
+            delayed=delayed,
+            workers=live,
             running=running,
-            healthy={name: row.healthy for name, row in health.items()},
         )
 
     async def _drain(self, pool: str, *, waiting: bool) -> Drain:
@@ -109,38 +98,38 @@ class Gauges:
         return fresh
 
 
-def depths(lanes: Sequence[LaneDepth], models: Sequence[str]) -> dict[tuple[Priority, str], int]:
+def depths(lanes: Sequence[LaneDepth], models: Sequence[str]) -> Depth:
     """The depth of each lane: of every class of the models that are configured, and of whatever else waits."""
     found = {(priority, model): 0 for model in models for priority in Priority}
     return found | {(lane.priority, lane.model): lane.depth for lane in lanes if lane.depth}
 
 
-def ages_s(lanes: Sequence[LaneDepth], now_ms: int) -> dict[Priority, float]:
-    """How long the first of each class has waited; 0 where none waits."""
-    return {
-        priority: max(
-            (
-                max(0, now_ms - lane.oldest_ms) / 1000
-                for lane in lanes
-                if lane.priority is priority and lane.oldest_ms is not None
-            ),
-            default=0.0,
-        )
-        for priority in Priority
-    }
+def ages_s(lanes: Sequence[LaneDepth], now_ms: int) -> dict[str, float]:
+    """How long the first of each class has waited; a class in which none waits is left out."""
+    ages: dict[str, float] = {}
+    for lane in lanes:
+        if lane.oldest_ms is not None:
+            age_s = max(0, now_ms - lane.oldest_ms) / 1000
+            ages[lane.priority.label] = max(age_s, ages.get(lane.priority.label, 0))
+    return ages
 
 
-def waits_s(depth: Mapping[tuple[Priority, str], int], drain: Drain) -> dict[Priority, float | None]:
-    """How long a job of each class that came now would wait: behind all of its own class and of those above."""
-    return {
-        priority: drain.wait_s(sum(count for (other, _), count in depth.items() if other <= priority))
-        for priority in Priority
-    }
+def waits_s(depth: Depth, drain: Drain) -> dict[str, float]:
+    """How long a job of each class that came now would wait: behind all of its own class and of those above.
+
+    A class of which that can't be told is left out.
+    """
+    waits: dict[str, float] = {}
+    for priority in Priority:
+        wait_s = drain.wait_s(sum(count for (other, _), count in depth.items() if other <= priority))
+        if wait_s is not None:
+            waits[priority.label] = wait_s
+    return waits
 
 
-def tokens_waiting(depth: Mapping[tuple[Priority, str], int], drain: Drain) -> float | None:
+def tokens_waiting(depth: Depth, drain: Drain) -> float:
     """An estimate of the tokens that wait: as many jobs, each of the mean size of those that were worked off lately."""
     jobs = sum(depth.values())
     if jobs == 0:
-        return 0.0
-    return None if drain.tokens_a_job is None else jobs * drain.tokens_a_job
+        return 0
+    return UNKNOWN if drain.tokens_a_job is None else jobs * drain.tokens_a_job

@@ -30,9 +30,7 @@ class Janitor:
 
     name: ClassVar[str] = "janitor"
 
-    def __init__(
-        self, queue: Queue, survey: Survey, pools: Sequence[str], params: JanitorParams | None = None
-    ) -> None:
+    def __init__(self, queue: Queue, survey: Survey, pools: Sequence[str], params: JanitorParams | None = None) -> None:
         self._queue = queue
         self._survey = survey
         self._pools = pools

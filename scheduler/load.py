@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final, cast
 
 import orjson
 
@@ -28,12 +28,10 @@ def vllm(metrics: bytes) -> Load:
 def llamacpp(slots: bytes) -> Load:
     """llama.cpp's busy slots. It doesn't say there how many requests wait."""
     rows = _json(slots)
-    if not isinstance(rows, list):
+    busy = [_field(row, "is_processing") for row in _items(rows)]
+    if not busy or not all(isinstance(one, bool) for one in busy):
         return Load()
-    busy = [row.get("is_processing") for row in rows if isinstance(row, dict)]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    if not busy or not all(isinstance(one, bool) for one in busy):  # pyright: ignore[reportUnknownVariableType]
-        return Load()
-    return Load(running=sum(busy))  # pyright: ignore[reportUnknownArgumentType]
+    return Load(running=busy.count(True))
 
 
 def gauge(metrics: bytes, name: str) -> int | None:
@@ -54,12 +52,19 @@ def _values(metrics: bytes, name: str) -> Iterator[float]:
 
 def loaded_models(ps: bytes) -> str:
     """Ollama's models in memory, in words; '' where it doesn't say. It tells nothing of requests."""
-    said = _json(ps)
-    models: Any = said.get("models") if isinstance(said, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    models = _field(_json(ps), "models")
     if not isinstance(models, list):
         return ""
-    count = len(models)  # pyright: ignore[reportUnknownArgumentType]
+    count = len(_items(cast(object, models)))
     return f"{count} model{'' if count == 1 else 's'} in memory"
+
+
+def _items(value: object) -> list[object]:
+    return cast(list[object], value) if isinstance(value, list) else []
+
+
+def _field(value: object, name: str) -> object:
+    return cast(dict[str, object], value).get(name) if isinstance(value, dict) else None
 
 
 def _json(raw: bytes) -> object:

@@ -17,7 +17,6 @@ from common.metrics import SchedulerMetrics
 from common.queue import Queue, Retention
 from common.store import Store
 from common.survey import Survey
-from scheduler.board import MetricsBoard
 from scheduler.gauges import Gauges
 from scheduler.janitor import Janitor, JanitorParams
 from scheduler.prober import Prober, ProberParams
@@ -40,9 +39,7 @@ def make_roles(settings: Settings, store: Store, clock: Clock, metrics: Schedule
         Reaper(queue, clock, pools, ReaperParams(lease_s=settings.lease_s)),
         Prober(health, clock, settings.backends, ProberParams(period_s=settings.probe_interval_s)),
         Janitor(queue, Survey(store), pools, JanitorParams(dead_life_s=settings.result_retention_s)),
-        Gauges(
-            queue, health, clock, MetricsBoard(metrics), models={pool: settings.models_of(pool) for pool in pools}
-        ),
+        Gauges(queue, health, clock, metrics, models={pool: settings.models_of(pool) for pool in pools}),
     ]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import ClassVar, Final
 
 import httpx
@@ -110,7 +111,7 @@ class Answer:
 
 
 async def probe(backend: Backend, tls: ssl.SSLContext, clock: Clock, *, limit_s: float) -> Probe:
-    """What the backend answers now; a failed probe, never an exception, where it doesn't. It may take twice the limit."""
+    """What the backend answers now; a failed probe, never an exception, where it doesn't. Takes at most two limits."""
     check = check_of(backend)
     if check is None:
         return Probe(succeeded=True, latency_ms=0)
@@ -138,13 +139,13 @@ def check_of(backend: Backend) -> Check | None:
 
 def judge(status: int, *, any_answer: bool) -> str:
     """Why this status means that the backend can't be used, in words; '' when it can."""
-    if status in (httpx.codes.OK, httpx.codes.NO_CONTENT):
+    if status in (HTTPStatus.OK, HTTPStatus.NO_CONTENT):
         return ""
     if not any_answer:
         return f"the health check was answered with {status}"
-    if status == httpx.codes.UNAUTHORIZED:
+    if status == HTTPStatus.UNAUTHORIZED:
         return "the API key was refused"
-    return f"the server fails with {status}" if status >= httpx.codes.INTERNAL_SERVER_ERROR else ""
+    return f"the server fails with {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
 
 
 async def _load(client: httpx.AsyncClient, backend: Backend, check: Check, limit_s: float) -> tuple[Load, str]:
@@ -152,7 +153,7 @@ async def _load(client: httpx.AsyncClient, backend: Backend, check: Check, limit
     if not check.load_path:
         return Load(), ""
     answer = await _get(client, backend.url + check.load_path, limit_s)
-    return check.read(answer.body) if answer.status == httpx.codes.OK else (Load(), "")
+    return check.read(answer.body) if answer.status == HTTPStatus.OK else (Load(), "")
 
 
 async def _get(client: httpx.AsyncClient, url: str, limit_s: float) -> Answer:

@@ -29,7 +29,9 @@ ENDS: Final = {
     Released.ATTEMPTS_USED_UP: Settlement(
         Outcome(
             State.FAILED,
-            failure=Failure("attempts_exhausted", "Every attempt at the job failed; with the last its worker was lost."),
+            failure=Failure(
+                "attempts_exhausted", "Every attempt at the job failed; with the last its worker was lost."
+            ),
         ),
         dead=True,
     ),
@@ -91,9 +93,10 @@ class Reaper:
 
     async def _after_outage(self) -> bool:
         """Whether the store was away (seen from here), or not there at all, within the last lease's time."""
-        if self._outage_s is not None and self._clock.monotonic_s() - self._outage_s < self._params.lease_s:
+        # Asked in every round: an outage lasts as long as this fails.
+        if await self._queue.uptime_s() < self._params.lease_s:
             return True
-        return await self._queue.uptime_s() < self._params.lease_s
+        return self._outage_s is not None and self._clock.monotonic_s() - self._outage_s < self._params.lease_s
 
     async def _pool(self, pool: str) -> int:
         freed = 0
@@ -113,5 +116,5 @@ class Reaper:
             await self._queue.settle(pool, job_id, worker, fence, end)
         ).done:
             return False
-        log.warning("job.reaped", job_id=job_id, worker=worker, result=code.name.lower())
+        log.warning("job.reaped", job_id=job_id, worker=worker, outcome=code.name.lower())
         return True

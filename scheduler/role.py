@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import structlog
 
@@ -32,10 +32,7 @@ CountRound = Callable[[str, str], None]
 class Role(Protocol):
     """Something that happens on a timer. A round is short, and safe to run twice and beside another scheduler's."""
 
-    @property
-    def name(self) -> str:
-        """What logs and metrics call it."""
-        ...
+    name: ClassVar[str]
 
     @property
     def period_s(self) -> float:

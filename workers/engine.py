@@ -19,7 +19,6 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
-from redis.asyncio import ConnectionPool
 
 from common import keys
 from common.clock import Clock

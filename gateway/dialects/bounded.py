@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import orjson
 
@@ -67,13 +67,18 @@ def read_object(raw: bytes, schemas_of: SchemasOf) -> JsonObject:
     except orjson.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise BadRequest(f"The body is not valid JSON: {error.msg[:80]} at {where}.", code="invalid_json") from None
-    if type(document) is not dict:
+    if not is_object(document):
         raise BadRequest("The body must be a JSON object.", code="invalid_json")
     names = _survey(document, {id(schema) for _, schema in schemas_of(document)})
     # Each name stands before one colon; a name that came twice is only once in what the parser made.
     if names != outside.count(b":"):
         raise BadRequest("The body has the same name twice in one object.", code="invalid_json")
     return document
+
+
+def is_object(value: Any) -> TypeGuard[JsonObject]:
+    """Whether this is a JSON object."""
+    return type(value) is dict
 
 
 def _outside_strings(raw: bytes) -> bytes:

@@ -29,6 +29,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(max_length=1_000)]
+Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -40,9 +41,7 @@ class ImageUrl(TypedDict, total=False):
 
 @with_config(_OPEN)
 class Part(TypedDict, total=False):
-    type: Required[
-        Literal["text", "image_url", "input_audio", "file", "refusal", "audio_url", "video_url", "thinking"]
-    ]
+    type: Required[Literal["text", "image_url", "input_audio", "file", "refusal", "audio_url", "video_url", "thinking"]]
     text: str
     refusal: str
     image_url: ImageUrl
@@ -50,6 +49,9 @@ class Part(TypedDict, total=False):
     video_url: ImageUrl
     input_audio: dict[str, Any]
     file: dict[str, Any]
+
+
+Parts = Annotated[list[Part], Field(min_length=1, fail_fast=True)]
 
 
 @with_config(_OPEN)
@@ -68,7 +70,7 @@ class ToolCall(TypedDict, total=False):
 @with_config(_OPEN)
 class Message(TypedDict, total=False):
     role: Required[Literal["developer", "system", "user", "assistant", "tool", "function"]]
-    content: Annotated[str | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None, Field(union_mode="left_to_right")]
+    content: Annotated[str | Parts | None, Field(union_mode="left_to_right")]
     name: Label | None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
     tool_call_id: Label | None
@@ -135,9 +137,7 @@ class ChatBody(TypedDict, total=False):
     frequency_penalty: Penalty | None
     presence_penalty: Penalty | None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None
-    stop: Annotated[
-        Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None, Field(union_mode="left_to_right")
-    ]
+    stop: Annotated[Stop | Stops | None, Field(union_mode="left_to_right")]
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_LOGIT_BIASES)] | None
     logprobs: bool | None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
@@ -145,9 +145,7 @@ class ChatBody(TypedDict, total=False):
     n_probs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
     response_format: ResponseFormat | None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
-    tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool | None, Field(union_mode="left_to_right")
-    ]
+    tool_choice: Annotated[Literal["none", "auto", "required"] | NamedTool | None, Field(union_mode="left_to_right")]
     parallel_tool_calls: bool | None
     functions: Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
     function_call: Annotated[Word | dict[str, Any] | None, Field(union_mode="left_to_right")]
@@ -216,7 +214,7 @@ def bad_request(error: ValidationError, body: JsonObject) -> BadRequest:
 
 
 def _place(location: tuple[int | str, ...], body: Any, *, absent: bool) -> list[int | str]:
-    """The location without what is no step in the body: names of union branches. `absent`: the last step isn't there."""
+    """The location without what is no step in the body: a union's branches. `absent`: its last step isn't there."""
     steps: list[int | str] = []
     here = body
     for index, step in enumerate(location):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Required
 
@@ -26,6 +26,10 @@ CHAT_ENDPOINT: Final = "/v1/chat/completions"
 _PREFIX: Final = b"x-headrace-"
 _BATCH_KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{MAX_BATCH_KEY_CHARACTERS}}}")
 _PRIORITIES: Final = {priority.label: priority for priority in Priority}
+
+
+Shown = Callable[[str], str]
+"""Gives a field's public name: a header's, or a body's field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ def parse_options(headers: Iterable[tuple[bytes, bytes]]) -> JobOptions:
 _OPTION_HEADERS: Final = frozenset({"priority", "deadline_ms", "batch_key", "on_disconnect", "on_interrupt"})
 
 
-def _options(given: dict[str, Any], shown: Any) -> JobOptions:
-    """The options, from texts in headers or from values in a body. `shown` gives a field's public name."""
+def _options(given: dict[str, Any], shown: Shown) -> JobOptions:
+    """The options, from texts in headers or from values in a body."""
     return JobOptions(
         priority=_choice(given, "priority", _PRIORITIES, shown),
         deadline_ms=_milliseconds(given, "deadline_ms", 1, shown),
@@ -90,7 +94,7 @@ def _options(given: dict[str, Any], shown: Any) -> JobOptions:
     )
 
 
-def _choice(given: dict[str, Any], name: str, known: dict[str, Any], shown: Any) -> Any:
+def _choice(given: dict[str, Any], name: str, known: dict[str, Any], shown: Shown) -> Any:
     value = given.get(name)
     if value is None:
         return None
@@ -99,7 +103,7 @@ def _choice(given: dict[str, Any], name: str, known: dict[str, Any], shown: Any)
     return known[value]
 
 
-def _milliseconds(given: dict[str, Any], name: str, least: int, shown: Any) -> int | None:
+def _milliseconds(given: dict[str, Any], name: str, least: int, shown: Shown) -> int | None:
     value = given.get(name)
     if value is None:
         return None
@@ -110,7 +114,7 @@ def _milliseconds(given: dict[str, Any], name: str, least: int, shown: Any) -> i
     return int(text)
 
 
-def _batch_key(given: dict[str, Any], shown: Any) -> str:
+def _batch_key(given: dict[str, Any], shown: Shown) -> str:
     value = given.get("batch_key")
     if value is None:
         return ""

@@ -10,7 +10,7 @@ import orjson
 
 from common.contracts import Failure, JsonObject, Usage
 from common.errors import BadRequest
-from gateway.dialects.bounded import check_schema, read_object
+from gateway.dialects.bounded import check_schema, is_object, read_object
 from gateway.dialects.chat_schema import check_chat
 from gateway.errors import error_object
 
@@ -76,9 +76,9 @@ def chat_request(body: JsonObject) -> ChatRequest:
 def schemas_of(body: JsonObject) -> Iterator[tuple[str, JsonObject]]:
     """The JSON schemas in a request that was not checked yet, each with the field it stands in."""
     for name in ("tools", "functions"):
-        functions = body.get(name)
-        for index, item in enumerate(functions if type(functions) is list else ()):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-            yield from _at(item, f"{name}[{index}]", *(("function",) if name == "tools" else ()), "parameters")
+        path = ("function", "parameters") if name == "tools" else ("parameters",)
+        for index, item in enumerate(_list(body.get(name))):
+            yield from _at(item, f"{name}[{index}]", *path)
     yield from _at(body, "", "response_format", "json_schema", "schema")
     yield from _at(body, "", "response_format", "schema")
     yield from _at(body, "", "structured_outputs", "json")
@@ -89,11 +89,15 @@ def schemas_of(body: JsonObject) -> Iterator[tuple[str, JsonObject]]:
 def _at(here: Any, param: str, *path: str) -> Iterator[tuple[str, JsonObject]]:
     """The object at a path, if there is one."""
     for step in path:
-        if type(here) is not dict:
+        if not is_object(here):
             return
-        here = here.get(step)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if type(here) is dict:
+        here = here.get(step)
+    if is_object(here):
         yield ".".join((param, *path)).removeprefix("."), here
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
 
 
 def _check_together(body: JsonObject) -> None:

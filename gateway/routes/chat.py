@@ -10,7 +10,8 @@ from common.errors import ModelNotFound
 from gateway.admission import STREAMED, WAITED_FOR
 from gateway.answers import stream_answer, whole_answer
 from gateway.auth import Principal
-from gateway.dialects.openai import ChatRequest, model_list, model_object, parse_chat, parse_options, parse_prompt
+from gateway.dialects.native import parse_options, parse_prompt
+from gateway.dialects.openai import ChatRequest, model_list, model_object, parse_chat
 from gateway.docs import CHAT, MODEL, MODELS, PROMPT
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
@@ -57,7 +58,7 @@ async def _answer(parts: Parts, request: Request, principal: Principal, chat: Ch
     job = parts.admission.job(
         principal,
         chat,
-        parse_options(request.headers),
+        parse_options(request.scope["headers"]),
         STREAMED if chat.stream else WAITED_FOR,
         stream=chat.stream,
         request_id=request_id(request),

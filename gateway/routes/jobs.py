@@ -16,7 +16,8 @@ from common.queue import Record
 from gateway.admission import BACKGROUND
 from gateway.answers import job_headers
 from gateway.auth import Principal
-from gateway.dialects.openai import ChunkShape, job_record, parse_job_submission
+from gateway.dialects.native import job_record, parse_job_submission
+from gateway.dialects.openai import ChunkShape
 from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
 from gateway.parts import Parts

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from common.config import Settings, load
+from common.metrics import GatewayMetrics, SchedulerMetrics, WorkerMetrics
 from deploy.local.cli import app
 from tests.house.source import ROOMS, ROOT
 
@@ -162,6 +163,27 @@ def test_prometheus_itself_accepts_its_configuration_and_rules() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def metric_names() -> set[str]:
+    """The name of every series that one of the three processes shows."""
+    names: set[str] = set()
+    for group in (GatewayMetrics(), WorkerMetrics(), SchedulerMetrics()):
+        for family in group.registry.collect():
+            suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+            names.update(family.name + suffix for suffix in suffixes)
+    return names
+
+
+def asked_for(text: str) -> set[str]:
+    return set(re.findall(r"\bheadrace_\w+", text))
+
+
+def test_every_metric_that_an_alert_asks_for_is_shown_by_some_process() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    assert expressions
+    assert asked_for(" ".join(expressions)) - metric_names() == set()
+
+
 def dashboards() -> list[Path]:
     return sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 
@@ -175,6 +197,14 @@ def test_a_dashboard_is_one_that_the_provisioned_source_can_fill(path: Path) -> 
     assert panels
     assert {panel["datasource"]["uid"] for panel in panels} == {uid}
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+@pytest.mark.parametrize("path", dashboards(), ids=lambda path: path.stem)
+def test_every_metric_that_a_dashboard_asks_for_is_shown_by_some_process(path: Path) -> None:
+    board = json.loads(path.read_text())
+    asked = asked_for(" ".join(target["expr"] for panel in board["panels"] for target in panel.get("targets", [])))
+    assert asked
+    assert asked - metric_names() == set()
 
 
 def test_the_dashboards_are_where_grafana_is_told_to_look() -> None:

@@ -30,7 +30,9 @@ async def _workers_and_jobs(r: Rig, pool: str) -> None:
     await r.streams.keep_inbox(pool, "g")
     await r.streams.keep_inbox(pool, "g")
     for number in range(1, 10):
-        job = a_job(number, pool=pool, batch_key="k", on_disconnect=OnDisconnect.CANCEL, on_interrupt=OnInterrupt.RESTART)
+        job = a_job(
+            number, pool=pool, batch_key="k", on_disconnect=OnDisconnect.CANCEL, on_interrupt=OnInterrupt.RESTART
+        )
         await r.queue.submit(job, gateway="g" if number % 2 else "dead-gateway")
     await r.queue.submit(a_job(20, pool=pool, delay_ms=1_000))
     await r.queue.submit(a_job(21, pool=pool, deadline_in_ms=1_000, priority=Priority.BATCH))

@@ -1,11 +1,11 @@
-"""Redis Cluster's rule: a script touches one slot. Seen on a server in cluster mode, in its trace, and in the source."""
+"""Redis Cluster's rule: a script touches one slot. Seen on a server in cluster mode, in its trace, in the source."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ class NotingStore(Store):
 
 
 @contextmanager
-def trace(server: RedisServer) -> Iterator[list[list[str]]]:
+def trace(server: RedisServer) -> Generator[list[list[str]]]:
     """The commands that the server carries out meanwhile, with `lua` first for those that scripts call."""
     lines: list[list[str]] = []
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as monitor:

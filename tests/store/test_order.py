@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,14 @@ from tests.support.seeds import POOL, Rig, a_job, job_id, rig
 INTERACTIVE, STANDARD, BATCH = Priority
 
 
-async def fill(r: Rig, priority: Priority, first: int, count: int, **changes: object) -> None:
+async def fill(r: Rig, priority: Priority, first: int, count: int, **changes: Any) -> None:
     """Submits jobs `first` to `first + count - 1` of this class."""
     await r.submit(*(a_job(n, priority=priority, **changes) for n in range(first, first + count)))
+
+
+async def drain(r: Rig, step: int, rounds: int) -> list[int]:
+    """The jobs of so many claims of `step` jobs each, in order."""
+    return [number for _ in range(rounds) for number in await r.numbers(step)]
 
 
 async def test_jobs_of_one_tenant_and_class_go_in_the_order_they_came(redis_server: RedisServer) -> None:
@@ -25,7 +31,7 @@ async def test_jobs_of_one_tenant_and_class_go_in_the_order_they_came(redis_serv
         await r.worker()
         # Ids in falling order, so that nothing sorts them by chance.
         await r.submit(*(a_job(n, cost_tokens=1 + n % 7) for n in range(60, 0, -1)))
-        assert sum([await r.numbers(7) for _ in range(9)], []) == list(range(60, 0, -1))
+        assert await drain(r, 7, 9) == list(range(60, 0, -1))
 
 
 async def test_a_higher_class_goes_first_whatever_came_first(redis_server: RedisServer) -> None:
@@ -55,7 +61,7 @@ async def test_an_aged_class_gets_a_tenth_of_the_claims_while_a_higher_one_waits
         await fill(r, aged, 1_000, 100)
         r.later(SLACK_MS[aged])
         await fill(r, INTERACTIVE, 0, 200)
-        taken = sum([await r.numbers(step) for _ in range(100 // step)], [])
+        taken = await drain(r, step, 100 // step)
         assert 9 <= sum(number >= 1_000 for number in taken) <= 11
         assert [n for n in taken if n < 1_000] == list(range(sum(n < 1_000 for n in taken)))
 
@@ -79,7 +85,7 @@ async def test_both_lower_classes_get_their_share_when_both_have_aged(redis_serv
         await fill(r, STANDARD, 1_000, 40)
         r.later(SLACK_MS[BATCH])
         await fill(r, INTERACTIVE, 0, 200)
-        taken = sum([await r.numbers(8) for _ in range(25)], [])
+        taken = await drain(r, 8, 25)
         by_class = Counter(number // 1_000 for number in taken)
         assert by_class[0] >= 158 and by_class[1] >= 18 and by_class[2] >= 16
 
@@ -114,7 +120,7 @@ async def test_two_tenants_share_a_lane_whoever_flooded_it_first(redis_server: R
         await r.worker()
         await fill(r, INTERACTIVE, 0, 100, tenant="loud", cost_tokens=10)
         await fill(r, INTERACTIVE, 1_000, 20, tenant="quiet", cost_tokens=10)
-        taken = sum([await r.numbers(4) for _ in range(10)], [])
+        taken = await drain(r, 4, 10)
         quiet = [number for number in taken if number >= 1_000]
         assert len(quiet) == 20
         assert quiet == sorted(quiet)
@@ -125,7 +131,7 @@ async def test_a_tenants_share_is_counted_in_tokens_and_not_in_jobs(redis_server
         await r.worker()
         await fill(r, INTERACTIVE, 0, 60, tenant="long", cost_tokens=300)
         await fill(r, INTERACTIVE, 1_000, 60, tenant="short", cost_tokens=100)
-        taken = sum([await r.numbers(1) for _ in range(40)], [])
+        taken = await drain(r, 1, 40)
         short = sum(number >= 1_000 for number in taken)
         assert 29 <= short <= 31
 
@@ -136,7 +142,7 @@ async def test_a_tenant_that_slept_gets_no_credit_for_it(redis_server: RedisServ
         await fill(r, INTERACTIVE, 0, 50, tenant="steady", cost_tokens=10)
         await r.numbers(30)
         await fill(r, INTERACTIVE, 1_000, 50, tenant="late", cost_tokens=10)
-        taken = sum([await r.numbers(1) for _ in range(20)], [])
+        taken = await drain(r, 1, 20)
         assert 9 <= sum(number >= 1_000 for number in taken) <= 11
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support.proxy import Blackhole, CutAtByte, DeafClient, Delay, DropReply, Ending, EndNow, Proxy
+from tests.support.runner import until
 
 LIMIT_S = 5
 
@@ -93,8 +94,11 @@ async def test_a_half_closed_connection_ends_the_answers_and_still_takes_request
         writer.write(b"one\n")
         assert await reader.read() == b"one\n"
         writer.write(b"two\n")
-        while len(heard) < 2:
-            await asyncio.sleep(0.005)
+
+        async def both() -> bool:
+            return heard == [b"one\n", b"two\n"]
+
+        await until(both)
 
 
 async def test_a_blackhole_answers_nothing_and_ends_nothing() -> None:

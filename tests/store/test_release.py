@@ -39,7 +39,9 @@ async def test_a_release_into_an_empty_lane_names_the_lane_again(redis_server: R
 async def test_a_release_with_a_delay_waits_among_the_delayed_until_then(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         claim = await r.running(a_job(1))
-        assert await r.queue.release(POOL, job_id(1), "w", claim.fence, failed=True, delay_ms=5_000) is Released.PUT_BACK
+        assert (
+            await r.queue.release(POOL, job_id(1), "w", claim.fence, failed=True, delay_ms=5_000) is Released.PUT_BACK
+        )
         assert (r.view().states, r.view().delayed, r.view().lanes) == ({1: "delayed"}, [1], {})
         assert await r.numbers() == []
         r.later(5_000)

@@ -55,7 +55,9 @@ CASES = [
         lambda r, claim: r.queue.release(POOL, claim.job.id, "w", claim.fence, failed=True, delay_ms=9_000),
         lambda answer: answer is Released.REFUSED,
     ),
-    Case("cancel of a running job", lambda r, claim: r.queue.cancel(job_id(1)), lambda answer: answer is Cancelling.TOLD),
+    Case(
+        "cancel of a running job", lambda r, claim: r.queue.cancel(job_id(1)), lambda answer: answer is Cancelling.TOLD
+    ),
     Case("append", lambda r, claim: r.append(claim, 5, b"{}"), lambda answer: answer is None),
     Case(
         "append of two",
@@ -156,7 +158,7 @@ def everything(server: RedisServer) -> dict[str, object]:
 
 
 def record_times(values: dict[str, object]) -> dict[str, object]:
-    """Without what may differ harmlessly in a repeat: lease ends, worker info, control orders, inboxes, the tenant's list."""
+    """Without what may differ harmlessly in a repeat: lease ends, worker info, orders, inboxes, times of grace."""
     moving = {"workers", "worker", "control", "inbox", "abandoned"}
     return {name: value for name, value in values.items() if keys.kind_of(name) not in moving}
 

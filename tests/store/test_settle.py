@@ -8,7 +8,8 @@ import pytest
 
 from common import keys
 from common.contracts import Failure, OnInterrupt, Outcome, State, Usage
-from common.queue import INBOX_MOST_ENTRIES, Released, Retention, Settled, Settlement
+from common.keys import INBOX_MOST_ENTRIES
+from common.queue import Released, Retention, Settled, Settlement
 from common.stream import INBOX_LIFE_MS, READ_WAIT_S, InboxReader, Refusal
 from tests.support.redis_server import RedisServer
 from tests.support.seeds import POOL, Rig, View, a_job, job_id, rig, success
@@ -24,7 +25,13 @@ async def test_an_owners_settle_ends_the_job_and_leaves_only_record_stream_and_c
     async with rig(redis_server) as r:
         claim = await r.running(a_job(1))
         end = Settlement(
-            Outcome(State.SUCCEEDED, "stop", Usage(3, 4, {"prompt_tokens_details": {"cached_tokens": 1}}), None, {"total": 9}),
+            Outcome(
+                State.SUCCEEDED,
+                "stop",
+                Usage(3, 4, {"prompt_tokens_details": {"cached_tokens": 1}}),
+                None,
+                {"total": 9},
+            ),
             events=b'{"a":1}\n{"b":2}',
             events_seq=2,
             outcome_seq=3,

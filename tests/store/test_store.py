@@ -1,4 +1,4 @@
-"""The store's connection: order, one trip for many calls, scripts forgotten, servers killed and frozen, callers gone."""
+"""The store's connection: order, one trip for many calls, scripts forgotten, servers killed and frozen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.errors import HeadraceError, InternalError, StoreFull, StoreUnavaila
 from common.store import MOST_CALLS_A_TRIP, Store
 from tests.support.proxy import Blackhole, CutAtByte, DropReply, Ending, EndNow, Proxy
 from tests.support.redis_server import RedisServer
-from tests.support.runner import until
+from tests.support.runner import drawn_seed, until
 from tests.support.seeds import a_job, job_id, rig
 
 PROMISED_LIMIT_S: Final = 2.0
@@ -169,7 +169,10 @@ async def test_a_server_killed_under_way_is_unavailable_in_time_and_serves_again
 ) -> None:
     async with rig(own_server) as r:
         await r.submit(a_job(1))
-        calls = [asyncio.ensure_future(r.store.command("BLPOP", "never", 0)), *(r.store.command("PING") for _ in range(9))]
+        calls = [
+            asyncio.ensure_future(r.store.command("BLPOP", "never", 0)),
+            *(r.store.command("PING") for _ in range(9)),
+        ]
         await until(lambda: has_blocked_client(own_server))
         own_server.kill()
         for call in calls:
@@ -249,9 +252,7 @@ async def test_a_pulled_cable_fails_in_time_and_a_write_is_never_sent_twice(redi
 
 
 async def test_replies_never_reach_another_caller_however_many_are_cancelled(redis_server: RedisServer) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed: {seed}")
-    chance = random.Random(seed)
+    chance = random.Random(drawn_seed())
     async with store_at(redis_server.url) as store:
 
         async def canary(name: str) -> None:
@@ -272,9 +273,7 @@ async def test_replies_never_reach_another_caller_however_many_are_cancelled(red
 
 
 async def test_replies_never_reach_another_caller_while_connections_break(redis_server: RedisServer) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed: {seed}")
-    chance = random.Random(seed)
+    chance = random.Random(drawn_seed())
     answered = 0
     async with Proxy(redis_server.port) as proxy, store_at(proxy.url) as store:
 

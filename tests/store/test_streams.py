@@ -6,7 +6,8 @@ import pytest
 
 from common import keys
 from common.contracts import OnDisconnect, Position
-from common.queue import INBOX_MOST_ENTRIES, Released
+from common.keys import INBOX_MOST_ENTRIES
+from common.queue import Released
 from common.stream import EVENTS, INBOX_LIFE_MS, OUTCOME, STARTED, InboxReader, Refusal, Tokens
 from tests.support.redis_server import RedisServer
 from tests.support.seeds import POOL, Rig, a_job, job_id, number_of, rig
@@ -117,9 +118,7 @@ async def test_an_inbox_keeps_only_so_much(redis_server: RedisServer) -> None:
         claim = await r.running(a_job(1), gateway="g")
         name = keys.inbox(POOL, "g")
         for _ in range(INBOX_MOST_ENTRIES // 1_000 + 2):
-            redis_server.command(
-                "EVAL", "for i = 1, 1000 do redis.call('XADD', KEYS[1], '*', 'x', '') end", 1, name
-            )
+            redis_server.command("EVAL", "for i = 1, 1000 do redis.call('XADD', KEYS[1], '*', 'x', '') end", 1, name)
         assert redis_server.command("XLEN", name) > INBOX_MOST_ENTRIES
         await r.append(claim, 1, b"{}")
         # Redis trims whole nodes of a hundred entries.

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that misbehaves on demand. A fault is an object: put it in `Proxy.fault` and it acts from then on.
+"""A TCP proxy on loopback that misbehaves on demand. A fault is an object: put in `Proxy.fault`, it acts from then on.
 
 The traffic is taken in turns: what the client sends until the server answers is one request, whatever the protocol.
 """
@@ -190,7 +190,9 @@ class Proxy:
         self.port: int = self._listener.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.closing.set()
         self._listener.close()
         for task in self._tasks:

@@ -1,4 +1,4 @@
-"""A real Redis or Valkey of a test's own: on a free loopback port, in a directory of its own, killed and thawed at will."""
+"""A real Redis or Valkey of a test's own: on a free loopback port, in its own directory, killed and thawed at will."""
 
 from __future__ import annotations
 

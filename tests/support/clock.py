@@ -1,0 +1,50 @@
+"""A clock that a test moves by hand, and that tells when somebody waits on it."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from itertools import count
+
+from tests.support.runner import until
+
+
+class ManualClock:
+    """Time that stands still until `advance`."""
+
+    def __init__(self) -> None:
+        self._now_s = 1_000.0
+        self._order = count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def now_ms(self) -> int:
+        return int(self._now_s * 1000)
+
+    def monotonic_s(self) -> float:
+        return self._now_s
+
+    async def sleep(self, seconds: float) -> None:
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now_s + seconds, next(self._order), woken))
+        await woken
+
+    @property
+    def sleeping(self) -> int:
+        """How many wait on this clock."""
+        return sum(not woken.done() for _, _, woken in self._sleepers)
+
+    def advance(self, seconds: float) -> None:
+        """Moves time, and wakes those whose time has come."""
+        self._now_s += seconds
+        while self._sleepers and self._sleepers[0][0] <= self._now_s:
+            woken = heapq.heappop(self._sleepers)[2]
+            if not woken.done():
+                woken.set_result(None)
+
+    async def until_sleeping(self, number: int = 1) -> None:
+        """Waits until so many wait on this clock."""
+
+        async def enough() -> bool:
+            return self.sleeping >= number
+
+        await until(enough)

@@ -1,0 +1,28 @@
+"""The machine's clock: wall time to store, monotonic time to subtract."""
+
+from __future__ import annotations
+
+import time
+
+from common.clock import Clock, SystemClock
+
+
+def test_wall_time_is_in_milliseconds_since_the_epoch() -> None:
+    clock: Clock = SystemClock()
+    before = time.time()
+    now_ms = clock.now_ms()
+    assert int(before * 1000) - 1 <= now_ms <= int(time.time() * 1000) + 1
+    assert isinstance(now_ms, int)
+
+
+def test_monotonic_time_only_goes_forward() -> None:
+    clock = SystemClock()
+    times = [clock.monotonic_s() for _ in range(1_000)]
+    assert times == sorted(times)
+
+
+async def test_a_sleep_lasts_at_least_as_long_as_asked() -> None:
+    clock = SystemClock()
+    before = clock.monotonic_s()
+    await clock.sleep(0.01)
+    assert clock.monotonic_s() - before >= 0.0099
