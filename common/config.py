@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -129,6 +129,11 @@ class Model(Row):
     context_tokens: PositiveInt | None = None
 
 
+def _shared(pools: Sequence[Sequence[str]]) -> list[str]:
+    """What is in all of them, in the first one's order."""
+    return [pool for pool in pools[0] if all(pool in others for others in pools)]
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Names are those of the environment without `HEADRACE_`, in lower case in YAML."""
 
@@ -198,7 +203,7 @@ class Settings(BaseSettings):
         for target in model.targets:
             if target.backend not in known:
                 raise ValueError(f"models.{name}: there is no backend named {target.backend!r}")
-        if not set.intersection(*(set(known[target.backend].pool) for target in model.targets)):
+        if not _shared([known[target.backend].pool for target in model.targets]):
             raise ValueError(f"models.{name}: its targets share no pool")
 
     @classmethod
@@ -218,10 +223,6 @@ class Settings(BaseSettings):
         """Where Redis is, for a process of its own."""
         return self.redis_url or DEFAULT_REDIS_URL
 
-    def metrics_port_or(self, default: int) -> int:
-        """The metrics port set, or this process's own default."""
-        return default if self.metrics_port is None else self.metrics_port
-
     @cached_property
     def backend_by_name(self) -> dict[str, Backend]:
         """Backends by their name."""
@@ -234,7 +235,7 @@ class Settings(BaseSettings):
 
     def _shared_pool(self, model: Model) -> str:
         backends = [self.backend_by_name[target.backend] for target in model.targets]
-        return next(pool for pool in backends[0].pool if all(pool in backend.pool for backend in backends))
+        return _shared([backend.pool for backend in backends])[0]
 
     @cached_property
     def all_pools(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The values that cross the house: a Job goes in, Chunks come out, one Outcome ends it.
 
-All are frozen and none does I/O. Times are milliseconds since the epoch by Redis's clock unless the name says otherwise.
+None does I/O. Times are milliseconds since the epoch by Redis's clock unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class Job:
     """One generation asked for: everything that a worker needs and that never changes.
 
     `body` is the request in OpenAI's shape for `endpoint`. `stream` tells whether the upstream is to be asked for
-    tokens as they come, `include_usage` whether the stream's readers get OpenAI's usage chunk. `deadline_in_ms` and `delay_ms` count from acceptance. `cost_tokens` is an estimate
-    (prompt and answer) that fair share and the wait estimate count in.
+    tokens as they come, `include_usage` whether the stream's readers get OpenAI's usage chunk. `deadline_in_ms` and
+    `delay_ms` count from acceptance. `cost_tokens` is an estimate (prompt and answer) in which fair share and the
+    expected wait are counted.
     """
 
     id: str

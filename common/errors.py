@@ -106,7 +106,7 @@ class StoreFull(LaterError):
     code = "store_full"
 
 
-# --- the upstream failed; may be tried elsewhere before the first token ------------------------------------------------
+# --- the upstream failed; may be tried elsewhere before the first token -----------------------------------------------
 
 
 class UpstreamError(HeadraceError):

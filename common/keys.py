@@ -98,7 +98,7 @@ def tenant_prefix(tenant: str) -> str:
 
 
 def tenant_jobs(tenant: str) -> str:
-    return f"hr:{{t:{tenant}}}:jobs"  # zset job id -> created ms, queue; TTL
+    return f"hr:{{t:{tenant}}}:jobs"  # zset job id -> created µs, queue; TTL
 
 
 ALLOWED_WITHOUT_TTL = frozenset(
@@ -113,6 +113,7 @@ EVERY_KEY = "hr:{*"
 def kind_of(key: str) -> str:
     """The second part of a key: what it is, whatever pool or tenant it belongs to."""
     return key.partition("}:")[2].partition(":")[0]
+
 
 INBOX_MOST_ENTRIES: Final = 4096
 """Frames kept in a gateway's inbox; a gateway that lags further behind reads the jobs' streams."""

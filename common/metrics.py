@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final
 
+import structlog
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -26,6 +27,8 @@ from prometheus_client import (
 
 from common.contracts import Job, Outcome, Priority
 
+log = structlog.get_logger(__name__)
+
 # OpenTelemetry's buckets for generations: from cached answers to long ones.
 SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 # And for first tokens: where people feel the difference.
@@ -35,6 +38,10 @@ FIRST_TOKEN_SECONDS: Final = (
 )
 # A wait in the queue ranges from nothing to a night.
 WAIT_SECONDS: Final = (*(0.001, 0.005, 0.01, 0.05, 0.1, 0.5), *(1, 5, 10, 30, 60, 300, 1_800, 7_200, 28_800))
+
+
+def _nothing_to_stop() -> None:
+    """Stops nothing."""
 
 
 class Group:
@@ -60,6 +67,19 @@ class Group:
             thread.join()
 
         return stop
+
+    def serve_if_free(self, host: str, asked: int | None, default: int) -> Callable[[], None]:
+        """As `serve`, on the port asked for (0: none), or else on the default one where that is free.
+
+        Several workers on one machine share the default port, so only one that was asked for must be had.
+        """
+        if asked is not None:
+            return self.serve(host, asked) if asked else _nothing_to_stop
+        try:
+            return self.serve(host, default)
+        except OSError as error:
+            log.warning("metrics.port_taken", port=default, error=str(error))
+            return _nothing_to_stop
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         """A counter of this group; `_total` is added to its name."""

@@ -108,6 +108,8 @@ class Store:
 
         Retrying is switched off: a write whose reply was lost must not be sent twice behind our back.
         """
+        # A Unix socket's connection doesn't even know the word.
+        keepalive = {} if url.startswith("unix://") else {"socket_keepalive": True}
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             max_connections=16,
@@ -115,8 +117,8 @@ class Store:
             # The limit is set around each trip, once, and not around each of its replies (it costs 10 µs a reply).
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_keepalive=not url.startswith("unix://") or None,
             retry=Retry(NoBackoff(), 0),
+            **keepalive,
         )
         return cls(pool, clock_offset_ms=clock_offset_ms)
 

@@ -76,9 +76,7 @@ class StreamStore:
 
     async def keep_inbox(self, pool: str, gateway: str) -> bool:
         """Whether this gateway's inbox was still there; it is now, for another `INBOX_LIFE_MS`. Safe to send again."""
-        there = await self._store.call(
-            "inbox", keys.pool_prefix(pool), (keys.inbox(pool, gateway),), (INBOX_LIFE_MS,)
-        )
+        there = await self._store.call("inbox", keys.pool_prefix(pool), (keys.inbox(pool, gateway),), (INBOX_LIFE_MS,))
         return there == 1
 
     async def drop_inbox(self, pool: str, gateway: str) -> None:

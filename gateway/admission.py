@@ -23,12 +23,13 @@ class Manner:
     priority: Priority
     on_disconnect: OnDisconnect
     on_interrupt: OnInterrupt
+    stream: bool
 
 
-STREAMED: Final = Manner(Priority.INTERACTIVE, OnDisconnect.CANCEL, OnInterrupt.FAIL)
+STREAMED: Final = Manner(Priority.INTERACTIVE, OnDisconnect.CANCEL, OnInterrupt.FAIL, stream=True)
 # Nobody sees tokens of these before the end, so an attempt that broke off is simply made again.
-WAITED_FOR: Final = Manner(Priority.INTERACTIVE, OnDisconnect.CANCEL, OnInterrupt.RESTART)
-BACKGROUND: Final = Manner(Priority.STANDARD, OnDisconnect.CONTINUE, OnInterrupt.RESTART)
+WAITED_FOR: Final = Manner(Priority.INTERACTIVE, OnDisconnect.CANCEL, OnInterrupt.RESTART, stream=False)
+BACKGROUND: Final = Manner(Priority.STANDARD, OnDisconnect.CONTINUE, OnInterrupt.RESTART, stream=True)
 
 
 class Admission:
@@ -50,7 +51,6 @@ class Admission:
         options: JobOptions,
         manner: Manner,
         *,
-        stream: bool,
         request_id: str = "",
         metadata: JsonObject | None = None,
     ) -> Job:
@@ -70,7 +70,7 @@ class Admission:
             model=chat.model,
             body=chat.body,
             priority=priority,
-            stream=stream,
+            stream=manner.stream,
             include_usage=chat.include_usage,
             batch_key=options.batch_key,
             deadline_in_ms=options.deadline_ms or self._deadline_ms[priority],

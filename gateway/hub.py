@@ -229,7 +229,9 @@ class Limits:
 class Hub:
     """Everyone who reads or waits in this process, by job."""
 
-    def __init__(self, store: Store, streams: StreamStore, clock: Clock, *, pools: Sequence[str], limits: Limits) -> None:
+    def __init__(
+        self, store: Store, streams: StreamStore, clock: Clock, *, pools: Sequence[str], limits: Limits
+    ) -> None:
         self.id = secrets.token_hex(8)
         self.clock = clock
         self.streams = streams

@@ -35,6 +35,7 @@ from gateway.routes import chat, jobs, status
 log = structlog.get_logger(__name__)
 
 LEAVE_STREAMS_S: Final = 2.0
+METRICS_PORT: Final = 9091
 
 
 def build(parts: Parts) -> FastAPI:
@@ -119,12 +120,13 @@ async def serve(settings: Settings) -> int:
     )
     AppStatus.disable_automatic_graceful_drain()
     server = Server(config, settings.drain_s)
-    stop_metrics = parts.metrics.serve(settings.metrics_host, settings.metrics_port_or(9091))
+    try:
+        stop_metrics = parts.metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
+    except OSError as error:
+        log.error("gateway.cannot_listen", port=settings.metrics_port, error=str(error))
+        return 1
     try:
         await server.serve()
-    except OSError as error:
-        log.error("gateway.cannot_listen", host=settings.http_host, port=settings.http_port, error=str(error))
-        return 1
     finally:
         stop_metrics()
         await store.close()

@@ -54,9 +54,9 @@ async def serve(settings: Settings) -> int:
         for role in make_roles(settings, store, clock, metrics)
     ]
     try:
-        stop_metrics = metrics.serve(settings.metrics_host, settings.metrics_port_or(METRICS_PORT))
+        stop_metrics = metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
     except OSError as error:
-        log.error("scheduler.cannot_listen", port=settings.metrics_port_or(METRICS_PORT), error=str(error))
+        log.error("scheduler.cannot_listen", port=settings.metrics_port, error=str(error))
         return 1
     try:
         await _until_told(rounds, settings.all_pools)

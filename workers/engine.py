@@ -66,6 +66,20 @@ class EngineOptions:
     drain_s: float = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """What a worker is asked to do, and who it is.
+
+    `new_id` makes a worker id that nobody had before. `lanes` tells for each pool which of its lanes can be served now.
+    `begin` makes a claimed job's run. `info` is shown by `/workers`.
+    """
+
+    new_id: Callable[[], str]
+    lanes: Mapping[str, Callable[[], Sequence[str]]]
+    begin: Callable[[Claim], Run]
+    info: Callable[[], JsonObject]
+
+
 _claimed: contextvars.ContextVar[Claim | None] = contextvars.ContextVar("claimed", default=None)
 
 
@@ -108,22 +122,16 @@ def _describe(claim: Claim) -> JsonObject:
 
 
 class PoolWorker(Worker):
-    """Claims jobs of its pools, runs them, ends them; holds one lease in each pool.
-
-    `lanes(pool)` tells which lanes can be served now; `begin(claim)` makes the run; `info()` is shown by `/workers`.
-    """
+    """Claims jobs of its pools, runs them, ends them; holds one lease in each pool."""
 
     def __init__(
         self,
         store: Store,
         queue: Queue,
         clock: Clock,
-        *,
-        worker_id: Callable[[], str],
-        lanes: Mapping[str, Callable[[], Sequence[str]]],
-        begin: Callable[[Claim], Run],
-        info: Callable[[], JsonObject],
+        duties: Duties,
         options: EngineOptions,
+        *,
         handle_signals: bool = True,
     ) -> None:
         super().__init__(
@@ -142,11 +150,9 @@ class PoolWorker(Worker):
         self._store = store
         self._queue = queue
         self._clock = clock
-        self._new_id = worker_id
-        self.id = worker_id()
-        self._lanes = lanes
-        self._begin = begin
-        self._info = info
+        self._duties = duties
+        self._lanes = duties.lanes
+        self.id = duties.new_id()
         self._options = options
         self._runs: dict[str, Run] = {}
         self._ends: dict[str, Settlement | GiveBack] = {}
@@ -246,11 +252,11 @@ class PoolWorker(Worker):
         log.error("worker.fenced", worker=self.id, jobs=len(self._runs))
         for job_id in list(self._runs):
             self.abandon(job_id)
-        self.id = self._new_id()
+        self.id = self._duties.new_id()
         await self._register()
 
     def _show(self) -> JsonObject:
-        return {**self._info(), "running": len(self._runs), "concurrency": self._options.concurrency}
+        return {**self._duties.info(), "running": len(self._runs), "concurrency": self._options.concurrency}
 
     # --- how jobs come ------------------------------------------------------------------------------------------------
 
@@ -283,7 +289,7 @@ class PoolWorker(Worker):
 
     def _start(self, claim: Claim) -> None:
         job_id = claim.job.id
-        self._runs[job_id] = self._begin(claim)
+        self._runs[job_id] = self._duties.begin(claim)
         self.job_counter += 1
         context = contextvars.copy_context()
         context.run(_claimed.set, claim)
@@ -372,7 +378,9 @@ class PoolWorker(Worker):
             raise asyncio.CancelledError
         self._ends[job_id] = await self._runs[job_id].perform()
 
-    async def finish_job(self, job_id: str, finish: bool, *_: object) -> None:
+    async def finish_job(  # pyright: ignore[reportIncompatibleMethodOverride]  # arq's bookkeeping is of no use here
+        self, job_id: str, finish: bool, *_: object
+    ) -> None:
         """Settles or releases instead of arq's bookkeeping. `finish` is False only where a drain cancelled the task."""
         run = self._runs[job_id]
         if job_id in self._fenced:
@@ -386,7 +394,7 @@ class PoolWorker(Worker):
             return
         if isinstance(end, GiveBack):
             await self._give_back(run, end, failed=True)
-        elif end is not None:
+        else:
             await self._settle(run, end)
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
@@ -419,9 +427,7 @@ class PoolWorker(Worker):
         self._freed.set()
         if self._more_waits:
             self._wanted.set()  # the claim for the freed slot goes in the same trip as the settle
-        code = await self._persist(
-            lambda: self._queue.settle(claim.job.pool, claim.job.id, self.id, claim.fence, end)
-        )
+        code = await self._persist(lambda: self._queue.settle(claim.job.pool, claim.job.id, self.id, claim.fence, end))
         if not code.done:
             log.warning("worker.settle_refused", job_id=claim.job.id, code=code.name)
 
@@ -450,5 +456,3 @@ async def _end_instead(run: Run, code: Released, failure: Failure) -> Settlement
         case Released.EXPIRED:
             text = "The job's deadline passed."
             return await run.break_off(State.EXPIRED, Failure("deadline_exceeded", text))
-
-

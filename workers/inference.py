@@ -54,7 +54,7 @@ class Inference:
         self.healthy = healthy
         self.slots = {row.name: asyncio.Semaphore(row.concurrency) for row in settings.backends}
         self._turns: dict[str, int] = defaultdict(int)
-        self._jitter = random.Random()
+        self._jitter = random.Random()  # noqa: S311 - back-off is no secret
 
     def begin(self, claim: Claim) -> Generation:
         """A run for a job just claimed."""
@@ -208,4 +208,3 @@ def encode_event(chunk: Chunk) -> bytes:
     if chunk.extra:
         event.update(chunk.extra)
     return orjson.dumps(event)
-

@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,7 +24,7 @@ from common.metrics import WorkerMetrics
 from common.queue import Queue, Retention
 from common.store import Store
 from common.stream import Refusal, StreamStore
-from workers.engine import EngineOptions, PoolWorker
+from workers.engine import Duties, EngineOptions, PoolWorker
 from workers.inference import Inference
 from workers.providers.registry import make
 from workers.providers.transport import new_client
@@ -33,6 +33,7 @@ from workers.publisher import Publisher
 log = structlog.get_logger(__name__)
 
 HEALTH_PERIOD_S: Final = 2.0
+METRICS_PORT: Final = 9093
 
 
 class KnownHealth:
@@ -86,48 +87,67 @@ def worker_name() -> str:
     return f"{host}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
-async def serve(settings: Settings, *, ready: Callable[[], None] | None = None) -> int:
-    """Runs one worker until SIGTERM or SIGINT; its exit status."""
-    clock = SystemClock()
-    metrics = WorkerMetrics()
-    store = Store.from_url(settings.effective_redis_url)
-    queue = Queue(store, retention=Retention(settings.result_retention_s, settings.stream_retention_s))
-    streams = StreamStore(store, disconnect_grace_s=settings.disconnect_grace_s)
-    known = KnownHealth(HealthStore(store), settings.pools, clock)
-    client = new_client()
-    kinds = {row.kind for row in settings.backends if set(row.pool) & set(settings.pools)}
-    providers = {kind: make(kind, client, clock=clock) for kind in kinds}
+class Process:
+    """One worker's opened parts."""
 
-    def refused(job_id: str, why: Refusal) -> None:
+    def __init__(self, settings: Settings) -> None:
+        clock = SystemClock()
+        self.metrics = WorkerMetrics()
+        self.store = Store.from_url(settings.effective_redis_url)
+        self.client = new_client()
+        self.known = KnownHealth(HealthStore(self.store), settings.pools, clock)
+        streams = StreamStore(self.store, disconnect_grace_s=settings.disconnect_grace_s)
+        self.publisher = Publisher(streams, clock, worker_id=lambda: self.worker.id, refused=self._refused)
+        kinds = {row.kind for row in settings.backends if set(row.pool) & set(settings.pools)}
+        providers = {kind: make(kind, self.client, clock=clock) for kind in kinds}
+        inference = Inference(
+            settings, providers, self.publisher, clock, self.metrics, healthy=lambda: self.known.healthy
+        )
+        duties = Duties(
+            new_id=worker_name,
+            lanes={pool: Lanes(settings, pool, self.known) for pool in settings.pools},
+            begin=inference.begin,
+            info=lambda: _info(settings),
+        )
+        options = EngineOptions(settings.worker_concurrency, settings.lease_s, settings.drain_s)
+        queue = Queue(self.store, retention=Retention(settings.result_retention_s, settings.stream_retention_s))
+        self.worker = PoolWorker(self.store, queue, clock, duties, options)
+        self.metrics.watch_running(lambda: self.worker.running)
+
+    def _refused(self, job_id: str, why: Refusal) -> None:
         log.warning("worker.tokens_refused", job_id=job_id, why=why.name)
-        worker.abandon(job_id) if why is Refusal.FENCED else worker.fail(job_id, "stream_lost")
+        if why is Refusal.FENCED:
+            self.worker.abandon(job_id)
+        else:
+            self.worker.fail(job_id, "stream_lost")
 
-    publisher = Publisher(streams, clock, worker_id=lambda: worker.id, refused=refused)
-    inference = Inference(settings, providers, publisher, clock, metrics, healthy=lambda: known.healthy)
-    worker = PoolWorker(
-        store,
-        queue,
-        clock,
-        worker_id=worker_name,
-        lanes={pool: Lanes(settings, pool, known) for pool in settings.pools},
-        begin=inference.begin,
-        info=lambda: _info(settings),
-        options=EngineOptions(settings.worker_concurrency, settings.lease_s, settings.drain_s),
-    )
-    metrics.watch_running(lambda: worker.running)
-    following = asyncio.create_task(known.follow(), name="health")
-    stop_metrics = metrics.serve(settings.metrics_host, settings.metrics_port_or(9093))
+    async def run(self) -> None:
+        """Works until SIGTERM or SIGINT, then drains and closes everything."""
+        following = asyncio.create_task(self.known.follow(), name="health")
+        try:
+            with suppress(asyncio.CancelledError):
+                await self.worker.async_run()
+            await self.worker.close()
+        finally:
+            following.cancel()
+            await self.publisher.close()
+            await self.client.aclose()
+            await self.store.close()
+
+
+async def serve(settings: Settings) -> int:
+    """Runs one worker until SIGTERM or SIGINT; its exit status."""
+    process = Process(settings)
     try:
-        with suppress(asyncio.CancelledError):
-            await worker.async_run()
-        await worker.close()
+        stop_metrics = process.metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
+    except OSError as error:
+        log.error("worker.cannot_listen", port=settings.metrics_port, error=str(error))
+        return 1
+    try:
+        await process.run()
     finally:
-        following.cancel()
-        await publisher.close()
-        await client.aclose()
-        await store.close()
         stop_metrics()
-    log.info("worker.stopped", worker=worker.id)
+    log.info("worker.stopped", worker=process.worker.id)
     return 0
 
 
@@ -135,6 +155,7 @@ def _info(settings: Settings) -> JsonObject:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "metrics_port": METRICS_PORT if settings.metrics_port is None else settings.metrics_port,
         "pools": list(settings.pools),
         "models": [model for pool in settings.pools for model in settings.models_of(pool)],
     }

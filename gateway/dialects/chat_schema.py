@@ -206,7 +206,8 @@ def bad_request(error: ValidationError, body: JsonObject) -> BadRequest:
     """The first fault in the caller's terms; of a union's branches the one that got furthest."""
     found = error.errors(include_url=False, include_input=False)
     places = [_place(fault["loc"], body, absent=fault["type"] == "missing") for fault in found[:50]]
-    deepest = max(range(len(places)), key=lambda index: (len(places[index]), -index))
+    # At the same depth a wrong length says more than that another branch wants another type.
+    deepest = max(range(len(places)), key=lambda i: (len(places[i]), not found[i]["type"].endswith("_type"), -i))
     fault, param = found[deepest], _param(places[deepest])
     template = _TEXTS.get(fault["type"])
     text = template.format(**fault.get("ctx", {})) if template else f"{fault['msg']}."

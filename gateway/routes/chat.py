@@ -60,7 +60,6 @@ async def _answer(parts: Parts, request: Request, principal: Principal, chat: Ch
         chat,
         parse_options(request.scope["headers"]),
         STREAMED if chat.stream else WAITED_FOR,
-        stream=chat.stream,
         request_id=request_id(request),
     )
     return await (stream_answer(parts, job) if chat.stream else whole_answer(parts, job, request))

@@ -42,7 +42,6 @@ def router(parts: Parts) -> APIRouter:
             submission.chat,
             submission.options,
             BACKGROUND,
-            stream=True,
             request_id=request_id(request),
             metadata=submission.metadata,
         )
@@ -64,6 +63,11 @@ def router(parts: Parts) -> APIRouter:
         data = [job_record(record) for record in records if record is not None]
         return _json({"object": "list", "data": data, "has_more": len(ids) > most})
 
+    _add_one_job(routes, parts)
+    return routes
+
+
+def _add_one_job(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/v1/jobs/{job_id}", **JOB)
     async def get_job(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await own(parts, parts.auth.principal(request), job_id)
@@ -84,8 +88,6 @@ def router(parts: Parts) -> APIRouter:
         if position is not None and await _is_past_the_end(parts, record, position):
             return Response(status_code=204)
         return await follow(parts, record, position)
-
-    return routes
 
 
 async def own(parts: Parts, principal: Principal, job_id: str) -> Record:

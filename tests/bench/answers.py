@@ -29,6 +29,9 @@ class WholeAnswer:
         self._text = text
         self._body = b""
 
+    def __str__(self) -> str:
+        return f"{len(self._body)} bytes had come"
+
     def feed(self, data: bytes) -> None:
         """Takes the next bytes."""
         self.started = True
@@ -54,6 +57,9 @@ class StreamedAnswer:
         self._finish: str | None = None
         self._done = False
         self._wrong: str | None = None
+
+    def __str__(self) -> str:
+        return f"{len(self._got)} tokens had come"
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes."""

@@ -112,7 +112,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
-        self._end("the connection was lost")
+        after_s = time.perf_counter() - self._began_s
+        self._end(f"the connection was lost {after_s:.1f} s after the request ({exc}): {self._check}")
 
     def send(self, request: Request) -> None:
         """Sends a request; `ended` follows."""
@@ -130,7 +131,8 @@ class Connection(asyncio.Protocol):
         self._ended = ended
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection; an answer under way no longer counts."""
+        self._check = None
         if self._transport is not None:
             self._transport.close()
 
@@ -209,22 +211,33 @@ class _Loop:
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
         made: list[Connection] = []
-        for _ in range(self._plan.connections):
-            protocol = Connection(self._tally, self._next)
-            await loop.create_connection(lambda made=protocol: made, "127.0.0.1", self._plan.port)
-            made.append(protocol)
         began_s = time.perf_counter()
-        for number, connection in enumerate(made):
-            loop.call_later(self._plan.ramp_s * number / len(made), self._send, connection)
         try:
             async with asyncio.timeout(self._plan.limit_s):
+                await self._connect(began_s, made)
                 await self._over
         finally:
             self._tally.wall_s = time.perf_counter() - began_s
             for connection in made:
                 connection.close()
+
+    async def _connect(self, began_s: float, made: list[Connection]) -> None:
+        # Each connects when it is to send, as a client would: a server may close what stays silent.
+        loop = asyncio.get_running_loop()
+        step_s = self._plan.ramp_s / self._plan.connections
+        for number in range(self._plan.connections):
+            due_s = began_s + step_s * number
+            if due_s > time.perf_counter():
+                await asyncio.sleep(due_s - time.perf_counter())
+            if self._over.done():
+                return
+            _, connection = await loop.create_connection(self._protocol, "127.0.0.1", self._plan.port)
+            made.append(connection)
+            self._send(connection)
+
+    def _protocol(self) -> Connection:
+        return Connection(self._tally, self._next)
 
     def _send(self, connection: Connection) -> None:
         if self._sent < self._plan.total and not self._over.done():
@@ -232,8 +245,9 @@ class _Loop:
             connection.send(self._plan.request)
 
     def _next(self, connection: Connection, wrong: str | None) -> None:
-        ended = self._tally.done + self._tally.errors.total()
-        if (ended >= self._plan.total or self._tally.errors.total() > _MOST_ERRORS) and not self._over.done():
+        errors = self._tally.errors.total()
+        enough = self._tally.done + errors >= self._plan.total or errors > _MOST_ERRORS or not connection.open
+        if enough and not self._over.done():
             self._over.set_result(None)
         self._send(connection)
 

@@ -24,7 +24,7 @@ from common.clock import SystemClock
 from common.contracts import Failure, Outcome, Priority, State
 from common.queue import Claim, Queue, Settlement
 from common.store import Store
-from workers.engine import EngineOptions, PoolWorker
+from workers.engine import Duties, EngineOptions, PoolWorker
 
 POOL: Final = "bench"
 MODEL: Final = "noop"
@@ -88,11 +88,13 @@ def headrace(url: str, starts: Starts) -> PoolWorker:
         store,
         Queue(store),
         SystemClock(),
-        worker_id=lambda: f"bench.{os.getpid()}.{secrets.token_hex(4)}",
-        lanes={POOL: lambda: lanes},
-        begin=lambda claim: NoopRun(claim, starts),
-        info=lambda: {"pid": os.getpid()},
-        options=EngineOptions(concurrency=CONCURRENCY),
+        Duties(
+            new_id=lambda: f"bench.{os.getpid()}.{secrets.token_hex(4)}",
+            lanes={POOL: lambda: lanes},
+            begin=lambda claim: NoopRun(claim, starts),
+            info=lambda: {"pid": os.getpid()},
+        ),
+        EngineOptions(concurrency=CONCURRENCY),
     )
 
 

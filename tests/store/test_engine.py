@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
 
 from common.clock import SystemClock
 from common.contracts import Failure, OnInterrupt, Outcome, State
@@ -17,10 +16,7 @@ from common.stream import StreamStore, Tokens
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import ALL_LANES, POOL, a_job, job_id
-from workers.engine import EngineOptions, GiveBack, PoolWorker
-
-
-Found = TypeVar("Found")
+from workers.engine import Duties, EngineOptions, GiveBack, PoolWorker
 
 
 class SteeredRun:
@@ -42,6 +38,13 @@ class SteeredRun:
         return Settlement(Outcome(status, failure=failure))
 
 
+class BrokenRun(SteeredRun):
+    """A run with a mistake in it."""
+
+    async def perform(self) -> Settlement | GiveBack:
+        raise ZeroDivisionError
+
+
 class Rig:
     """A worker and everything around it."""
 
@@ -51,6 +54,7 @@ class Rig:
         self.streams = StreamStore(self.store)
         self.runs: dict[str, SteeredRun] = {}
         self._end = end
+        self.breaks = False
         self._names = (f"w{number}" for number in itertools.count(1))
         self.worker = self.make(concurrency)
         self.task: asyncio.Task[None] | None = None
@@ -60,20 +64,22 @@ class Rig:
             self.store,
             self.queue,
             SystemClock(),
-            worker_id=lambda: next(self._names),
-            lanes={POOL: lambda: ALL_LANES},
-            begin=self.begin,
-            info=dict,
-            options=EngineOptions(concurrency=concurrency, lease_s=1, drain_s=1),
+            Duties(new_id=lambda: next(self._names), lanes={POOL: lambda: ALL_LANES}, begin=self.begin, info=dict),
+            EngineOptions(concurrency=concurrency, lease_s=1, drain_s=1),
             handle_signals=False,
         )
 
     def begin(self, claim: Claim) -> SteeredRun:
-        self.runs[claim.job.id] = SteeredRun(claim, self._end)
+        kind = BrokenRun if self.breaks else SteeredRun
+        self.runs[claim.job.id] = kind(claim, self._end)
         return self.runs[claim.job.id]
 
     async def running(self, number: int) -> SteeredRun:
-        run = await until(lambda: _now(lambda: self.runs.get(job_id(number))))
+        async def claimed() -> bool:
+            return job_id(number) in self.runs
+
+        await until(claimed)
+        run = self.runs[job_id(number)]
         await run.started.wait()
         return run
 
@@ -91,14 +97,8 @@ class Rig:
         await until(there)
 
 
-async def _now(value: Callable[[], Found]) -> Found:
-    return value()
-
-
 @asynccontextmanager
-async def a_worker(
-    url: str, *, concurrency: int = 4, end: Settlement | GiveBack | None = None
-) -> AsyncGenerator[Rig]:
+async def a_worker(url: str, *, concurrency: int = 4, end: Settlement | GiveBack | None = None) -> AsyncGenerator[Rig]:
     rig = Rig(url, concurrency=concurrency, end=end)
     rig.task = asyncio.create_task(rig.worker.async_run())
     try:
@@ -225,15 +225,11 @@ async def test_no_worker_ends_because_redis_did(own_server: RedisServer) -> None
 
 
 async def test_a_run_that_breaks_is_a_failed_job_and_the_worker_goes_on(redis_server: RedisServer) -> None:
-    class Broken(SteeredRun):
-        async def perform(self) -> Settlement | GiveBack:
-            raise ZeroDivisionError
-
     async with a_worker(redis_server.url) as rig:
-        rig.worker._begin = lambda claim: Broken(claim, None)
+        rig.breaks = True
         await rig.queue.submit(a_job(1))
         await rig.ends_as(1, State.FAILED)
-        rig.worker._begin = rig.begin
+        rig.breaks = False
         await rig.queue.submit(a_job(2))
         (await rig.running(2)).go_on.set()
         await rig.ends_as(2, State.SUCCEEDED)

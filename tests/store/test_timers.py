@@ -210,6 +210,21 @@ async def test_a_job_left_by_its_last_reader_is_listed_after_the_grace_and_not_b
         assert (await r.queue.abandoned(POOL), r.view().states) == ([], {1: "cancelled"})
 
 
+async def test_an_abandoned_job_is_told_once_to_its_worker_and_one_that_is_gone_is_forgotten(
+    redis_server: RedisServer,
+) -> None:
+    async with rig(redis_server) as r:
+        for number in (1, 2):
+            await r.running(a_job(number, on_disconnect=OnDisconnect.CANCEL), gateway="g")
+            await r.streams.unsubscribe(job_id(number), "g")
+        redis_server.command("DEL", keys.job(POOL, job_id(2)))
+        r.later(10_000)
+        for job in await r.queue.abandoned(POOL):
+            await r.queue.cancel(job)
+        assert await r.queue.abandoned(POOL) == []
+        assert redis_server.command("LLEN", keys.control(POOL, "w")) == 1
+
+
 async def test_now_is_the_servers_time_and_uptime_is_known(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         now = await r.queue.now_ms()

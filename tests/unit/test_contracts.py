@@ -148,7 +148,8 @@ def test_a_position_comes_back_from_its_text(fence: int, seq: int) -> None:
     "text",
     [
         "", "-", "1", "1-", "-1", "--1", "1--1", "1-2-3", "a-1", "1-b", "+1-1", "1-+1", " 1-1", "1-1 ", "1-1\n",
-        "1\n-1",         "1.0-1", "1e3-1", "0x1-1", "1_0-1", "٣-1", "1-٣", "１-1", "²-1", "1-1\0", "1–1", "$", "*", "+", "(1-1",
+        "1\n-1", "1.0-1", "1e3-1", "0x1-1",
+        "1_0-1", "٣-1", "1-٣", "１-1", "²-1", "1-1\0", "1–1", "$", "*", "+", "(1-1",
         "1" * 17 + "-1", "1-" + "1" * 11, "1" * 100_000, "1-" * 50_000,
     ],
 )  # fmt: skip
@@ -191,8 +192,10 @@ HEX = "0123456789abcdef" * 2
     [
         "", "job", "job_", "job__", f"job__{HEX}", f"job_{HEX}", f"jobs_p_{HEX}", f"JOB_p_{HEX}", f"job_p_{HEX[:-1]}",
         f"job_p_{HEX}0", f"job_p_{HEX.upper()}", f"job_p_{HEX[:-1]}g", f"job_P_{HEX}", f"job_a b_{HEX}",
-        f"job_a_b_{HEX}",         f"job_ä_{HEX}", f"job_{'p' * 41}_{HEX}", f"job_p_{HEX}\n", f" job_p_{HEX}", f"job_p_{HEX[:-1]}\0",
-        f"job_}}_{HEX}",         f"job_*_{HEX}", f"job_t:x_{HEX}", f"job_p_{'٣' * 32}", f"job_p_{'１' * 32}", f"job_p_{'²' * 32}",
+        f"job_a_b_{HEX}", f"job_ä_{HEX}",
+        f"job_{'p' * 41}_{HEX}", f"job_p_{HEX}\n", f" job_p_{HEX}", f"job_p_{HEX[:-1]}\0",
+        f"job_}}_{HEX}", f"job_*_{HEX}",
+        f"job_t:x_{HEX}", f"job_p_{'٣' * 32}", f"job_p_{'１' * 32}", f"job_p_{'²' * 32}",
         "job_" * 100_000,
     ],
 )  # fmt: skip
