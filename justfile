@@ -14,13 +14,13 @@ demo *question:
 up *options:
     @exec .venv/bin/headrace up "$@"
 
-# Run every test but the benchmarks
+# Run every test but the benchmarks, two at a time (-n 0: one after the other)
 test *options:
-    @.venv/bin/python -m pytest -q "$@" tests --ignore=tests/bench
+    @.venv/bin/python -m pytest -q -n 2 --dist worksteal "$@" tests --ignore=tests/bench
 
 # Run the tests that need seconds: unit, store and house
 quick *options:
-    @.venv/bin/python -m pytest -q "$@" tests/unit tests/store tests/house
+    @.venv/bin/python -m pytest -q -n 2 --dist worksteal "$@" tests/unit tests/store tests/house
 
 # Look for mistakes without running anything: lint, format, types, who imports whom
 check:

@@ -9,7 +9,8 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, MutableMapping
+from itertools import islice
 from types import TracebackType
 from typing import Any, BinaryIO, Final
 
@@ -20,6 +21,9 @@ from common.errors import HeadraceError
 
 MAX_TEXT_CHARACTERS: Final = 2_000
 MAX_FRAMES: Final = 12
+MAX_ENTRIES: Final = 50
+MIN_INTEGER: Final = -(2**63)
+MAX_INTEGER: Final = 2**64 - 1
 
 Event = MutableMapping[str, Any]
 
@@ -63,7 +67,7 @@ def keep_private(_: object, __: str, event: Event) -> Event:
     for name, value in event.items():
         if name in _PRIVATE and not isinstance(value, int | float | None):
             event[name] = REMOVED
-        elif isinstance(value, str | bytes | bytearray | dict | list | tuple):
+        elif name != "exc_info":
             event[name] = _bounded(value)
     return event
 
@@ -90,8 +94,8 @@ def _processors(process: str) -> list[Any]:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         name_process,
-        tell_exception,
         keep_private,
+        tell_exception,
         render,
     ]
 
@@ -103,7 +107,7 @@ def _chain(error: BaseException) -> list[dict[str, Any]]:
     while link is not None and len(told) < 5:
         entry: dict[str, Any] = {"type": type(link).__qualname__, "at": _frames(link.__traceback__)}
         if isinstance(link, HeadraceError):
-            entry["code"], entry["message"] = link.failure.code, link.failure.message[:MAX_TEXT_CHARACTERS]
+            entry["code"], entry["message"] = link.failure.code, _plain(link.failure.message)
         elif isinstance(link, OSError) and link.strerror:
             entry["message"] = link.strerror
         told.append(entry)
@@ -117,23 +121,29 @@ def _frames(trace: TracebackType | None) -> list[str]:
 
 
 def _bounded(value: Any) -> Any:
-    """A text that is cut where it is too long; a container as such a text."""
-    if isinstance(value, bytes | bytearray):
-        value = value.decode("utf-8", "backslashreplace")
-    elif isinstance(value, Mapping):
-        value = {str(name): REMOVED if name in _PRIVATE else _plain(item) for name, item in value.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        return value if len(str(value)) <= MAX_TEXT_CHARACTERS else f"[{len(value)} fields]"  # pyright: ignore[reportUnknownArgumentType]
-    elif isinstance(value, list | tuple):
-        return [_plain(item) for item in value[:50]]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    """A value that is cut where it is too long, one level deep; what lies deeper is told by its type only."""
+    if isinstance(value, dict):
+        pairs = islice(_items(value), MAX_ENTRIES)  # pyright: ignore[reportUnknownArgumentType]
+        return {str(_plain(name)): REMOVED if name in _PRIVATE else _plain(item) for name, item in pairs}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value[:MAX_ENTRIES]]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return _plain(value)
 
 
-def _plain(value: Any) -> Any:
+def _items(value: dict[object, object]) -> Iterable[tuple[object, object]]:
+    return value.items()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
         text = value if len(value) <= MAX_TEXT_CHARACTERS else value[:MAX_TEXT_CHARACTERS] + "…"
         # A lone surrogate is no UTF-8.
         return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-    return value if isinstance(value, int | float | bool | None) else _plain(_shown(value))
+    if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+        return "[beyond 64 bits]"
+    return value if isinstance(value, int | float | None) else _shown(value)
 
 
 def _shown(value: object) -> str:

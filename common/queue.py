@@ -6,7 +6,7 @@ Each state change is one script of `common/lua`. What is safe to send again says
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -313,6 +313,12 @@ class Queue:
         """The jobs that Redis counts as this worker's, with their fences."""
         flat: list[bytes] = await self._store.command("HGETALL", keys.held(pool, worker))
         return {job.decode(): int(fence) for job, fence in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def cancelling(self, pool: str, job_ids: Iterable[str]) -> list[str]:
+        """Those of these jobs whose end was asked for."""
+        ids = list(job_ids)
+        asked = await asyncio.gather(*(self._store.command("HGET", keys.job(pool, one), "cancel") for one in ids))
+        return [job_id for job_id, flag in zip(ids, asked, strict=True) if flag]
 
     async def settle(self, pool: str, job_id: str, worker: str, fence: int, end: Settlement) -> Settled:
         """Whether the job ended this way. `worker` is '' for a job that only waits. Safe to send again."""

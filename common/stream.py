@@ -58,8 +58,9 @@ class Entry:
 class StreamStore:
     """Appending to and reading of streams in Redis. Every method may raise StoreUnavailable."""
 
-    def __init__(self, store: Store, *, disconnect_grace_s: float = 10) -> None:
+    def __init__(self, store: Store, *, disconnect_grace_s: float = 10, inbox_life_ms: int = INBOX_LIFE_MS) -> None:
         self._store = store
+        self._inbox_life_ms = inbox_life_ms
         self._grace_ms = int(disconnect_grace_s * 1000)
 
     # --- the worker's side --------------------------------------------------------------------------------------------
@@ -75,8 +76,10 @@ class StreamStore:
     # --- the gateway's side -------------------------------------------------------------------------------------------
 
     async def keep_inbox(self, pool: str, gateway: str) -> bool:
-        """Whether this gateway's inbox was still there; it is now, for another `INBOX_LIFE_MS`. Safe to send again."""
-        there = await self._store.call("inbox", keys.pool_prefix(pool), (keys.inbox(pool, gateway),), (INBOX_LIFE_MS,))
+        """Whether this gateway's inbox was still there; it is now, for another `inbox_life_ms`. Safe to send again."""
+        there = await self._store.call(
+            "inbox", keys.pool_prefix(pool), (keys.inbox(pool, gateway),), (self._inbox_life_ms,)
+        )
         return there == 1
 
     async def drop_inbox(self, pool: str, gateway: str) -> None:

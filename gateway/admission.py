@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,7 @@ from gateway.dialects.native import JobOptions
 from gateway.dialects.openai import ChatRequest
 
 FULL_RETRY_AFTER_S: Final = 5.0
+LONGEST_WAIT_S: Final = 1.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,17 @@ class Admission:
         A lost reply is asked for once more: a second submission of the same id changes nothing.
         """
         try:
-            admitted = await self._queue.submit(job, gateway=gateway)
-        except StoreUnavailable:
-            admitted = await self._queue.submit(job, gateway=gateway)
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                admitted = await self._submit(job, gateway)
+        except TimeoutError:
+            raise StoreUnavailable() from None
         if admitted.code is Submitted.FULL:
             text = f"The queue for {job.model!r} is full ({admitted.ahead} jobs wait); try again later."
             raise QueueFull(text, retry_after_s=FULL_RETRY_AFTER_S)
         return admitted
+
+    async def _submit(self, job: Job, gateway: str) -> Admitted:
+        try:
+            return await self._queue.submit(job, gateway=gateway)
+        except StoreUnavailable:
+            return await self._queue.submit(job, gateway=gateway)

@@ -73,6 +73,7 @@ TABLE: Final = {
     "upstream_timeout": Row(504, _SERVER),
     "upstream_busy": Row(503, _SERVER, retry=True),
     "upstream_credentials": Row(502, _SERVER, retry=False),
+    "attempts_exhausted": Row(502, _SERVER),
     "upstream_refused": Row(400),
     "context_length_exceeded": Row(400),
     # The time that the caller gave is over: the same request would only queue again.
@@ -94,8 +95,12 @@ def row_of(code: str) -> Row:
 def error_fields(failure: Failure) -> JsonObject:
     """OpenAI's error: four keys, all of them always there."""
     row = row_of(failure.code)
-    code = failure.code if row.sent == "" else row.sent
+    code = _shown_code(failure) if row.sent == "" else row.sent
     return {"message": failure.message, "type": row.type, "param": failure.param, "code": code}
+
+
+def _shown_code(failure: Failure) -> str:
+    return failure.code if failure.code in TABLE else "internal_error"
 
 
 def error_object(failure: Failure) -> bytes:
@@ -111,7 +116,7 @@ def openai_error(failure: Failure) -> tuple[int, bytes, Headers]:
 def problem(failure: Failure, instance: str) -> tuple[int, bytes, Headers]:
     """(status, body, headers) of an answer by RFC 9457, for paths that are nobody's dialect."""
     row = row_of(failure.code)
-    code = row.sent or failure.code
+    code = row.sent or _shown_code(failure)
     body: JsonObject = {
         "type": "about:blank",
         "title": code.replace("_", " ").capitalize(),

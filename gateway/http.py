@@ -151,7 +151,8 @@ class Edge:
         try:
             failure = check_head(scope)
             if failure is not None:
-                await answer(failure, scope["path"])(scope, receive, answering.send)
+                last = answer(failure, scope["path"], extra={"connection": "close"})
+                await last(scope, receive, answering.send)
             elif scope["method"] == "OPTIONS" and self._cors.asks(scope["headers"]):
                 await answering.send_empty(204, self._cors.preflight(scope["headers"]))
             else:
@@ -212,7 +213,7 @@ class Answering:
 
 
 # After these the rest of the request is not read, so the connection can't carry another one.
-_LAST_WORDS: Final = frozenset({408, 413, 415, 431})
+_LAST_WORDS: Final = frozenset({408, 413, 415})
 
 
 def new_request_id() -> str:
@@ -304,7 +305,8 @@ class BoundedProtocol(HttpToolsProtocol):
     head_timeout_s: ClassVar[float] = HEAD_TIMEOUT_S
     _head_timer: TimerHandle | None = None
     _head_bytes: int = 0
-    _in_head: bool = True
+    _in_body: bool = False
+    _in_head: bool = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first request."""
@@ -313,28 +315,32 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes; a head that grows too large ends the connection."""
-        if not self._in_head:
-            super().data_received(data)
-            return
-        self._head_bytes += len(data)
+        was_in_body = self._in_body
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self._in_head and not was_in_body:
+            self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(_headers_too_large())
-            elif self._head_timer is None:
-                self._arm()
+
+    def on_message_begin(self) -> None:
+        """A head begins: it has its time, also on a connection that was used before."""
+        self._in_head = True
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._arm()
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The head is whole: the timer stops."""
+        """The head is whole: from here on the route decides how long things may take."""
         self._in_head = False
+        self._in_body = True
         self._disarm()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The next bytes begin another head."""
+        """The next bytes can only begin another head."""
+        self._in_body = False
         super().on_message_complete()
-        self._in_head = True
-        self._head_bytes = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the timer."""
@@ -355,13 +361,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _on_timeout(self) -> None:
         self._head_timer = None
-        if self._head_bytes:
+        if self._in_head:
             self._refuse(Failure("request_timeout", "The request's headers did not arrive in time."))
         else:
             self.transport.close()
 
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        return bool(self.pipeline) or bool(cycle and cycle.response_started and not cycle.response_complete)
+
     def _refuse(self, failure: Failure) -> None:
         if self.transport.is_closing():
+            return
+        if self._is_answering():
+            # These bytes would land in the middle of another request's answer.
+            self.transport.close()
             return
         response = answer(failure, "")
         response.headers["x-request-id"] = new_request_id()

@@ -16,7 +16,7 @@ import structlog
 
 from common.clock import Clock
 from common.contracts import Position, State, pool_of
-from common.errors import HeadraceError, NotFound, PositionGone, StoreUnavailable, StreamLost
+from common.errors import HeadraceError, LaterError, NotFound, PositionGone, StoreUnavailable, StreamLost
 from common.store import Store
 from common.stream import EVENTS, OUTCOME, STARTED, Entry, InboxReader, StreamStore
 
@@ -24,7 +24,9 @@ log = structlog.get_logger(__name__)
 
 TICK_S: Final = 1.0
 IDLE_S: Final = 2.0
-PAGE: Final = 500
+PATIENCE_S: Final = 1.0
+FIRST_PAGE: Final = 8
+LARGEST_PAGE: Final = 500
 RETRY_STORE_S: Final = 0.2
 MOST_GLANCES: Final = 500
 
@@ -53,6 +55,8 @@ class Subscription:
         "_hub",
         "_keepalive_s",
         "_most_bytes",
+        "_page",
+        "_patience_s",
         "_tail",
         "_waiter",
         "ended",
@@ -72,7 +76,9 @@ class Subscription:
         self._buffer: list[Entry] = []
         self._buffer_bytes = 0
         self._most_bytes = limits.reader_bytes
+        self._page = FIRST_PAGE
         self._keepalive_s = limits.keepalive_s
+        self._patience_s = limits.patience_s
         self._error: HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.heard_s = self.spoke_s = hub.clock.monotonic_s()
@@ -151,24 +157,35 @@ class Subscription:
         self._tail = entry.last
         self._buffer_bytes += len(entry.body)
         if self._buffer_bytes > self._most_bytes:
-            self._buffer.clear()
-            self.fail(SlowReader())
+            self._overflow()
             return
         self._buffer.append(entry)
         if entry.kind == OUTCOME:
             self.ended = True
 
+    def _overflow(self) -> None:
+        """More has come than a reader may hold. One that takes what it gets reads it from the stream instead."""
+        self._buffer.clear()
+        self._buffer_bytes = 0
+        self._tail = self.position
+        self._behind = True
+        if self._waiter is None and self._hub.clock.monotonic_s() - self.spoke_s >= self._patience_s:
+            self.fail(SlowReader())
+
     async def _catch_up(self) -> None:
         """Reads a page of the stream; level when it was the last and nothing came by the inbox meanwhile."""
         self._again = False
         try:
-            entries = await self._hub.streams.after(self.job_id, self._tail, most=PAGE)
+            entries = await self._hub.streams.after(self.job_id, self._tail, most=self._page)
         except StoreUnavailable:
             await self._hub.clock.sleep(RETRY_STORE_S)
             return
         if not self._append_page(entries):
             return
-        self._behind = len(entries) == PAGE or self._again
+        # What comes of the store has been heard, too: an answer of `glance` that is older must not be held against it.
+        self.heard_s = self._hub.clock.monotonic_s()
+        self._behind = len(entries) == self._page or self._again
+        self._page = next_page(entries, self._most_bytes)
         # The reader takes this page before it asks for the next, so the limit is no matter here.
         self._buffer_bytes = 0
 
@@ -217,13 +234,16 @@ class Waiter:
 
 
 class Limits:
-    """What a reader may hold, and how often it must hear something."""
+    """What a reader may hold, how often it must hear something, and how long it may take nothing of too much."""
 
-    __slots__ = ("keepalive_s", "reader_bytes")
+    __slots__ = ("keepalive_s", "patience_s", "reader_bytes")
 
-    def __init__(self, *, reader_bytes: int = 256 * 1024, keepalive_s: float = 10) -> None:
+    def __init__(
+        self, *, reader_bytes: int = 256 * 1024, keepalive_s: float = 10, patience_s: float = PATIENCE_S
+    ) -> None:
         self.reader_bytes = reader_bytes
         self.keepalive_s = keepalive_s
+        self.patience_s = patience_s
 
 
 class Hub:
@@ -242,6 +262,7 @@ class Hub:
         self._here: dict[bytes, list[Subscription | Waiter]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: set[asyncio.Task[None]] = set()
+        self._owed: set[str] = set()
 
     @property
     def readers(self) -> int:
@@ -319,8 +340,9 @@ class Hub:
             # Someone may have come back while the call was under way.
             if job_id.encode() in self._here:
                 await self.streams.subscribe(job_id, self.id)
-        except HeadraceError as error:
+        except LaterError as error:
             log.warning("hub.unsubscribe_failed", job_id=job_id, error=error.failure.message)
+            self._owed.add(job_id)
 
     def _add(self, reader: Reader) -> Reader:
         self._here.setdefault(reader.job_id.encode(), []).append(reader)
@@ -360,11 +382,20 @@ class Hub:
                 for pool in self._pools:
                     there = await self.streams.keep_inbox(pool, self.id)
                     await self._look_after(pool, 0.0 if not there else IDLE_S)
+                await self._make_up()
             except HeadraceError as error:
                 log.warning("hub.store_trouble", error=error.failure.message)
 
+    async def _make_up(self) -> None:
+        """Takes leave of jobs whose readers left while the store was away: nobody else would cancel them."""
+        owed, self._owed = self._owed, set()
+        for job_id in owed:
+            if job_id.encode() not in self._here:
+                await self._unsubscribe(job_id)
+
     async def _look_after(self, pool: str, idle_s: float) -> None:
-        before_s = self.clock.monotonic_s() - idle_s
+        asked_s = self.clock.monotonic_s()
+        before_s = asked_s - idle_s
         silent = [
             key.decode()
             for key, readers in self._here.items()
@@ -373,12 +404,19 @@ class Hub:
         for start in range(0, len(silent), MOST_GLANCES):
             part = silent[start : start + MOST_GLANCES]
             for job_id, (state, last) in zip(part, await self.streams.glance(pool, part), strict=True):
-                self._level(job_id, state, last)
+                self._level(job_id, State(state) if state else None, last, asked_s)
 
-    def _level(self, job_id: str, name: str, last: Position | None) -> None:
-        state = State(name) if name else None
+    def _level(self, job_id: str, state: State | None, last: Position | None, asked_s: float) -> None:
         for reader in list(self._here.get(job_id.encode(), ())):
-            reader.level(state, last)
+            # Who has heard something since may know more than this answer, and would take it for a loss.
+            if reader.heard_s <= asked_s:
+                reader.level(state, last)
+
+
+def next_page(entries: Sequence[Entry], most_bytes: int) -> int:
+    """How many entries to read next, so that they hold no more than a reader may: judged by the size of these."""
+    size_bytes = sum(len(entry.body) for entry in entries)
+    return max(1, min(LARGEST_PAGE, most_bytes * len(entries) // size_bytes)) if size_bytes else FIRST_PAGE
 
 
 def events_in(entry: Entry) -> int:

@@ -34,6 +34,7 @@ from gateway.routes import chat, jobs, status
 
 log = structlog.get_logger(__name__)
 
+SHORTEST_INBOX_LIFE_S: Final = 5.0
 LEAVE_STREAMS_S: Final = 2.0
 METRICS_PORT: Final = 9091
 
@@ -47,7 +48,10 @@ def build(parts: Parts) -> FastAPI:
         yield
         await parts.hub.close()
 
-    app = FastAPI(title="Headrace", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    # A redirect to the address without its last slash would name the host that the caller wrote.
+    app = FastAPI(
+        title="Headrace", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     for module in (chat, jobs, status):
         app.include_router(module.router(parts))
     docs.install(app)
@@ -61,7 +65,9 @@ def open_parts(settings: Settings, store: Store) -> Parts:
     clock = SystemClock()
     retention = Retention(settings.result_retention_s, settings.stream_retention_s)
     queue = Queue(store, retention=retention, most_in_lane=settings.max_lane_depth)
-    streams = StreamStore(store, disconnect_grace_s=settings.disconnect_grace_s)
+    # An inbox is a gateway's lease: it ends when nobody renews it, and its readers count as gone.
+    inbox_life_ms = int(1000 * max(SHORTEST_INBOX_LIFE_S, settings.lease_s))
+    streams = StreamStore(store, disconnect_grace_s=settings.disconnect_grace_s, inbox_life_ms=inbox_life_ms)
     hub = Hub(store, streams, clock, pools=settings.all_pools, limits=Limits(keepalive_s=settings.keepalive_s))
     return Parts(
         settings=settings,

@@ -14,9 +14,11 @@ from common.stream import EVENTS, OUTCOME, STARTED, Entry
 from gateway.dialects.openai import ChunkShape
 from gateway.hub import Subscription, events_in
 
-KEEPALIVE: Final = b": keep-alive\n\n"
+# Both are single lines before the event that comes next. OpenAI's Python SDK, once it has seen an `id:` or a `retry:`,
+# takes every empty line for the end of an event, and fails on one without data.
+KEEPALIVE: Final = b": keep-alive\n"
 RETRY_MS: Final = 1_000
-RETRY: Final = f"retry: {RETRY_MS}\n\n".encode()
+RETRY: Final = f"retry: {RETRY_MS}\n".encode()
 SEND_TIMEOUT_S: Final = 30
 
 
@@ -36,7 +38,7 @@ class Relay:
         self._shape = shape
         self._metrics = metrics
         self._on_interrupt = on_interrupt
-        self._seen = seen
+        self._seen = self._resumed = seen
         self._done = False
 
     async def bytes(self, first: list[Entry]) -> AsyncGenerator[bytes, None]:
@@ -90,7 +92,8 @@ class Relay:
         position = str(entry.last).encode()
         if outcome.status is State.SUCCEEDED:
             usage = self._shape.usage_frame(position, outcome.usage) if outcome.usage else b""
-            return usage + self._shape.done_frame(position)
+            end = end_of_stream(entry.last, outcome, include_usage=self._shape.include_usage)
+            return (b"" if entry.last == self._resumed else usage) + self._shape.done_frame(str(end).encode())
         failure = outcome.failure or Failure("internal_error", "The job ended without a reason.")
         return self._shape.error_frame(position, failure)
 
@@ -104,6 +107,12 @@ def event_stream(relay: Relay, first: list[Entry], headers: dict[str, str]) -> E
         sep="\n",
         send_timeout=SEND_TIMEOUT_S,
     )
+
+
+def end_of_stream(last: Position, outcome: Outcome | None, *, include_usage: bool) -> Position:
+    """The position of the stream's last event, its last entry being at `last`: an entry tells usage and end in two."""
+    both = include_usage and outcome is not None and outcome.status is State.SUCCEEDED and outcome.usage is not None
+    return Position(last.fence, last.seq + 1) if both else last
 
 
 def has_substance(entries: list[Entry]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.redis_server import RedisServer, binaries
+from tests.support.redis_server import EVERY_WRITE_KEPT, RedisServer, binaries
 from tests.support.runner import run
 
 
@@ -44,7 +44,9 @@ def redis_server(_shared_server: RedisServer) -> RedisServer:
 @pytest.fixture
 def own_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A server of the test's own, which it may kill and freeze."""
-    server = RedisServer(binaries()[server_kind], tmp_path_factory.mktemp(f"own-{server_kind}"))
+    server = RedisServer(
+        binaries()[server_kind], tmp_path_factory.mktemp(f"own-{server_kind}"), options=EVERY_WRITE_KEPT
+    )
     server.start()
     yield server
     server.stop()

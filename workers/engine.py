@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import dataclasses
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -22,7 +22,7 @@ from arq.worker import Worker, func
 
 from common import keys
 from common.clock import Clock
-from common.contracts import Failure, JsonObject, State
+from common.contracts import Failure, JsonObject, Outcome, State
 from common.errors import HeadraceError, LaterError
 from common.queue import Claim, Queue, Released, Settled, Settlement
 from common.store import BlockingReader, Store
@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 BELL_WAIT_S: Final = 1.0
 RETRY_STORE_S: Final = 0.2
+LAST_STEPS_S: Final = 3.0
 FUNCTION: Final = "inference"
 Answer = TypeVar("Answer", Settled, Released)
 
@@ -160,9 +161,12 @@ class PoolWorker(Worker):
         self._fenced: set[str] = set()
         self._ordered: set[str] = set()
         self._broken: dict[str, Failure] = {}
+        self._next: dict[str, Claim] = {}
         self._wanted = asyncio.Event()
         self._freed = asyncio.Event()
         self._more_waits = False
+        self._doubtful = False
+        self._deaf = False
         self._draining = False
         self._helpers: list[asyncio.Task[None]] = []
         self._last_cron_s = 0.0
@@ -183,9 +187,15 @@ class PoolWorker(Worker):
             await self._poll_iteration()
 
     async def close(self) -> None:
-        """Lets the last jobs end, signs off, closes arq's connections."""
-        while self.tasks:
-            await asyncio.wait(list(self.tasks.values()))
+        """Lets the last jobs end, signs off, closes arq's connections.
+
+        What can't be settled because the store is away is left to the reaper: a worker told to stop does stop.
+        """
+        if self.tasks:
+            _, stuck = await asyncio.wait(list(self.tasks.values()), timeout=LAST_STEPS_S)
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
         for helper in self._helpers:
             helper.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)
@@ -244,7 +254,8 @@ class PoolWorker(Worker):
                 if not alive:
                     await self._start_anew()
                     break
-            # A bell may have been lost, and an empty lane's jobs may have become servable: look once a beat.
+            # A bell or a claim's answer may have been lost, and an empty lane's jobs may have become servable.
+            self._doubtful = True
             self._wanted.set()
 
     async def _start_anew(self) -> None:
@@ -264,16 +275,21 @@ class PoolWorker(Worker):
         await self._wanted.wait()
         self._wanted.clear()
         try:
+            if self._doubtful:
+                await self._return_unknown()
             for pool, lanes in self._lanes.items():
                 await self._claim(pool, lanes())
         except HeadraceError as error:
             log.warning("worker.store_trouble", error=error.failure.message)
             await self._clock.sleep(RETRY_STORE_S)
-            await self._return_unknown()
+            self._doubtful = True
             self._wanted.set()
         if self._clock.monotonic_s() - self._last_cron_s >= BELL_WAIT_S:
             self._last_cron_s = self._clock.monotonic_s()
             await self.heart_beat()
+
+    async def record_health(self) -> None:
+        """Does nothing: the lease shows how a worker does, and arq's own call ended this loop when Redis went away."""
 
     async def _claim(self, pool: str, lanes: Sequence[str]) -> None:
         while self.free > 0 and lanes:
@@ -289,6 +305,11 @@ class PoolWorker(Worker):
 
     def _start(self, claim: Claim) -> None:
         job_id = claim.job.id
+        if job_id in self._runs:
+            # It came back to us while an earlier attempt here, which is others' by now, is still letting go of it.
+            self._next[job_id] = claim
+            self.abandon(job_id)
+            return
         self._runs[job_id] = self._duties.begin(claim)
         self.job_counter += 1
         context = contextvars.copy_context()
@@ -306,17 +327,46 @@ class PoolWorker(Worker):
         self._settling.discard(job_id)
         self._fenced.discard(job_id)
         self._ordered.discard(job_id)
+        self._broken.pop(job_id, None)
+        self.aborting_tasks.discard(job_id)
         self._freed.set()
+        if (claim := self._next.pop(job_id, None)) is not None and self.allow_pick_jobs:
+            self._start(claim)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("worker.job_task_failed", job_id=job_id, exc_info=error)
 
     async def _return_unknown(self) -> None:
-        """Puts back jobs that Redis counts as ours but that never arrived: the claim's reply was lost."""
+        """Puts back jobs that Redis counts as ours but that nobody here works at: the claim's answer was lost.
+
+        A claim that nobody waits for any more may be carried out much later, so this is looked into again and again.
+        """
+        self._doubtful = False
         for pool in self._lanes:
-            with suppress(LaterError):
-                for job_id, fence in (await self._queue.held(pool, self.id)).items():
-                    if job_id not in self._runs:
-                        await self._queue.release(pool, job_id, self.id, fence, failed=False)
+            held = await self._queue.held(pool, self.id)
+            for job_id, fence in held.items():
+                if not self._works_at(job_id, fence):
+                    await self._put_back(pool, job_id, fence)
+            await self._obey_unheard(pool, held)
+
+    def _works_at(self, job_id: str, fence: int) -> bool:
+        run, claim = self._runs.get(job_id), self._next.get(job_id)
+        return (run is not None and run.claim.fence == fence) or (claim is not None and claim.fence == fence)
+
+    async def _put_back(self, pool: str, job_id: str, fence: int) -> None:
+        log.warning("worker.job_unknown", job_id=job_id)
+        code = await self._queue.release(pool, job_id, self.id, fence, failed=True)
+        ending = _ending(code, Failure("attempts_exhausted", "Every attempt at the job was lost before it began."))
+        if ending is not None:
+            end = Settlement(Outcome(ending[0], failure=ending[1]), dead=code is Released.ATTEMPTS_USED_UP)
+            await self._queue.settle(pool, job_id, self.id, fence, end)
+
+    async def _obey_unheard(self, pool: str, job_ids: Iterable[str]) -> None:
+        """Carries out orders that may have been sent while nobody listened."""
+        if self._deaf:
+            for job_id in await self._queue.cancelling(pool, job_ids):
+                if job_id in self._runs and job_id not in self._ordered:
+                    self._stop(job_id)
+            self._deaf = False
 
     async def _listen_bells(self) -> None:
         bells = {keys.bell(pool): pool for pool in self._lanes}
@@ -337,6 +387,9 @@ class PoolWorker(Worker):
 
     async def _listen_control(self) -> None:
         async with self._store.blocking() as reader:
+            # An order that went to a connection that had broken is lost.
+            self._deaf = self._doubtful = True
+            self._wanted.set()
             while True:
                 await self._obey(reader)
 
@@ -443,16 +496,24 @@ class PoolWorker(Worker):
 
 async def _end_instead(run: Run, code: Released, failure: Failure) -> Settlement | None:
     """The end of a job that may not run again, or None where it will (or is no longer ours)."""
+    ending = _ending(code, failure)
+    if ending is None:
+        return None
+    end = await run.break_off(*ending)
+    return dataclasses.replace(end, dead=True) if code is Released.ATTEMPTS_USED_UP else end
+
+
+def _ending(code: Released, failure: Failure) -> tuple[State, Failure] | None:
+    """How a job ends that was not put back, and why; None where it was, or is no longer ours."""
     match code:
         case Released.PUT_BACK | Released.REFUSED:
             return None
         case Released.INTERRUPTED:
             text = "The answer broke off after its first tokens; ask again."
-            return await run.break_off(State.FAILED, Failure("upstream_interrupted", text))
+            return State.FAILED, Failure("upstream_interrupted", text)
         case Released.ATTEMPTS_USED_UP:
-            return dataclasses.replace(await run.break_off(State.FAILED, failure), dead=True)
+            return State.FAILED, failure
         case Released.CANCELLED:
-            return await run.break_off(State.CANCELLED, Failure("cancelled", "The job was cancelled."))
+            return State.CANCELLED, Failure("cancelled", "The job was cancelled.")
         case Released.EXPIRED:
-            text = "The job's deadline passed."
-            return await run.break_off(State.EXPIRED, Failure("deadline_exceeded", text))
+            return State.EXPIRED, Failure("deadline_exceeded", "The job's deadline passed.")

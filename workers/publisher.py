@@ -19,6 +19,8 @@ from common.stream import Refusal, Tokens
 log = structlog.get_logger(__name__)
 
 RETRY_STORE_S: Final = 0.1
+ENTRY_BYTES: Final = 32 * 1024
+"""About how much one stream entry may hold: readers take whole entries, and a slow one holds what it took."""
 
 
 class Appender(Protocol):
@@ -60,6 +62,9 @@ class Track:
 
     async def finish(self) -> tuple[bytes, int]:
         """The events not written yet and the last one's number, for the settlement; what was under way has landed."""
+        # What is too much for a settlement, the writer takes along as soon as it lands.
+        while self.flight is not None and sum(map(len, self.pending)) > ENTRY_BYTES:
+            await asyncio.shield(self.flight)
         events, self.pending = self.pending, []
         self._publisher.withdraw(self)
         if self.flight is not None:
@@ -119,7 +124,7 @@ class Publisher:
         if not tracks:
             return
         flight: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        tokens = [_take(track, flight) for track in tracks]
+        tokens = [item for track in tracks for item in _take(track, flight)]
         try:
             refusals = await self._append(pool, tokens)
         finally:
@@ -141,8 +146,17 @@ class Publisher:
                 await self._clock.sleep(RETRY_STORE_S)
 
 
-def _take(track: Track, flight: asyncio.Future[None]) -> Tokens:
+def _take(track: Track, flight: asyncio.Future[None]) -> list[Tokens]:
+    """What the track has, as few entries of a bounded size."""
     events, track.pending = track.pending, []
     track.flight = flight
+    taken: list[Tokens] = []
+    first, size_bytes = 0, 0
+    for index, event in enumerate(events):
+        if size_bytes and size_bytes + len(event) > ENTRY_BYTES:
+            taken.append(Tokens(track.job_id, track.fence, track.seq + index, b"\n".join(events[first:index])))
+            first, size_bytes = index, 0
+        size_bytes += len(event)
     track.seq += len(events)
-    return Tokens(track.job_id, track.fence, track.seq, b"\n".join(events))
+    taken.append(Tokens(track.job_id, track.fence, track.seq, b"\n".join(events[first:])))
+    return taken

@@ -7,8 +7,9 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from common.config import Settings
-from deploy.local.client import DONE, GatewayClient, is_error, result_text, text_of
+from common.contracts import Position
+from deploy.local.client import DONE, GatewayClient, Passing, is_error, result_text, text_of
 from deploy.local.embedded import DataDirectory
 from deploy.local.jobs import show_text
 from deploy.local.runner import bring_up, supervised
@@ -69,6 +71,11 @@ class Steps:
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], description=what)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether there is a line to change."""
+        return self._progress is not None
+
     def done(self) -> None:
         """Clears the line."""
         if self._progress is not None:
@@ -87,8 +94,10 @@ class Reading:
         """Notes the event and returns the text in it."""
         if is_error(event):
             raise Trouble(f"the answer failed: {event.data}")
-        self.ended = event.data == DONE
-        text = "" if self.ended else text_of(orjson.loads(event.data))
+        if event.data == DONE:
+            self.ended = True
+            return ""
+        text = text_of(orjson.loads(event.data))
         self.seen.append((event.id, text))
         return text
 
@@ -98,8 +107,14 @@ class Reading:
 
     @property
     def position(self) -> str:
-        """The id of the last event: where to go on."""
-        return self.seen[-1][0]
+        """The id of the last event: where to go on; nothing while there is none."""
+        return self.seen[-1][0] if self.seen else ""
+
+    @property
+    def rises(self) -> bool:
+        """Whether each event's id is beyond the one before: none came twice, none out of order."""
+        positions = [Position.parse(position) for position, _ in self.seen]
+        return all(one < next_one for one, next_one in pairwise(positions))
 
     @property
     def texts(self) -> int:
@@ -161,7 +176,7 @@ async def _show(client: GatewayClient, question: str, console: Console, steps: S
     await _read_rest(client, job_id, reading, console, show=not short)
     console.print()
     record = await client.job(job_id)
-    whole = reading.text == result_text(record)
+    whole = reading.rises and reading.text == result_text(record)
     _report_resume(console, position, before, len(reading.seen) - before, whole=whole)
     _report_timings(console, record)
     _suggest(console)
@@ -177,22 +192,26 @@ async def _submit(client: GatewayClient, question: str) -> str:
 
 
 async def _read_until_cut(client: GatewayClient, job_id: str, reading: Reading, console: Console, steps: Steps) -> None:
-    """Reads the first tokens and then drops the connection."""
+    """Reads the first tokens and then drops the connection; one that breaks by itself is a cut as good as ours."""
     asking = asyncio.create_task(_show_status(client, job_id, steps), name="show status")
     try:
-        async with aclosing(client.events(job_id)) as events:
-            async for event in events:
-                text = reading.take(event)
-                if text:
-                    asking.cancel()
-                    steps.done()
-                    show_text(console, text)
-                if reading.ended or reading.texts >= CUT_AFTER_TEXTS:
-                    return
+        with suppress(Passing):
+            await _read_first(client, job_id, reading, console, steps)
     finally:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         steps.done()
+
+
+async def _read_first(client: GatewayClient, job_id: str, reading: Reading, console: Console, steps: Steps) -> None:
+    async with aclosing(client.events(job_id)) as events:
+        async for event in events:
+            text = reading.take(event)
+            if text:
+                steps.done()
+                show_text(console, text)
+            if reading.ended or reading.texts >= CUT_AFTER_TEXTS:
+                return
 
 
 async def _show_status(client: GatewayClient, job_id: str, steps: Steps) -> None:
@@ -201,19 +220,19 @@ async def _show_status(client: GatewayClient, job_id: str, steps: Steps) -> None
         queue: dict[str, Any] = record.get("queue") or {}
         position = queue.get("position")
         waiting = f"queued, {position} before it" if position else "queued"
+        if not steps.under_way:
+            return  # the first token has come
         steps.detail("the model reads the question" if record["status"] == "running" else waiting)
         await asyncio.sleep(_ASK_STATUS_EVERY_S)
 
 
 async def _read_rest(client: GatewayClient, job_id: str, reading: Reading, console: Console, *, show: bool) -> None:
-    """Comes back with the last id that was seen, and reads to the end."""
-    async with aclosing(client.events(job_id, after=reading.position)) as events:
+    """Comes back with the last id that was seen, and reads to the end, over as many connections as that takes."""
+    async with aclosing(client.follow(job_id, after=reading.position)) as events:
         async for event in events:
             text = reading.take(event)
             if show:
                 show_text(console, text)
-            if reading.ended:
-                return
 
 
 def _report_resume(console: Console, position: str, before: int, after: int, *, whole: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,7 +16,7 @@ from common.config import DEFAULT_REDIS_URL, Backend, ConfigError, Settings, loa
 from common.errors import HeadraceError
 from common.inspection import StoreFacts, inspect
 from common.store import Store
-from deploy.local.client import state_of_up
+from deploy.local.client import data_directory, state_of_up
 
 MOST_SKEW_S: Final = 1.0
 FULL_SHARE: Final = 0.8
@@ -37,11 +38,15 @@ class Finding:
 
 async def examine() -> list[Finding]:
     """Everything found, in the order looked at."""
+    running = state_of_up(data_directory())
     try:
-        settings = load()
+        # Beside a running `headrace up` its settings are meant, and not the defaults.
+        settings = load({"HEADRACE_CONFIG": running["config"], **os.environ} if running.get("config") else None)
     except ConfigError as error:
         return [Finding("failure", "settings", str(error), "correct that name or value; README has the table")]
-    store_findings, backend_findings = await asyncio.gather(_examine_store(settings), _examine_backends(settings))
+    store_findings, backend_findings = await asyncio.gather(
+        _examine_store(settings, running.get("redis_url")), _examine_backends(settings)
+    )
     return [*judge_settings(settings), *store_findings, *backend_findings]
 
 
@@ -67,8 +72,8 @@ def judge_settings(settings: Settings) -> list[Finding]:
 # --- the store -------------------------------------------------------------------------------------------------------
 
 
-async def _examine_store(settings: Settings) -> list[Finding]:
-    url = settings.redis_url or state_of_up(settings.data_dir).get("redis_url") or DEFAULT_REDIS_URL
+async def _examine_store(settings: Settings, running: str | None) -> list[Finding]:
+    url = settings.redis_url or running or DEFAULT_REDIS_URL
     store = Store.from_url(url)
     try:
         facts = await inspect(store)
@@ -122,9 +127,9 @@ def _judge_memory(facts: StoreFacts) -> list[Finding]:
 
 
 def _judge_clock(facts: StoreFacts) -> Finding:
-    what = f"{abs(facts.clock_skew_s):.1f} s {'ahead of' if facts.clock_skew_s > 0 else 'behind'} this machine"
     if abs(facts.clock_skew_s) <= MOST_SKEW_S:
-        return Finding("ok", "redis clock", what)
+        return Finding("ok", "redis clock", "in step with this machine's")
+    what = f"{abs(facts.clock_skew_s):.1f} s {'ahead of' if facts.clock_skew_s > 0 else 'behind'} this machine's"
     return Finding("failure", "redis clock", what, "let NTP (chrony, systemd-timesyncd) set both machines' clocks")
 
 
@@ -184,7 +189,7 @@ def judge_backend(backend: Backend, wanted: Sequence[str], *, subject: str, stat
     if missing:
         what = f"does not have {', '.join(missing)}"
         return Finding("failure", subject, what, f"load it there, or name one it has: {', '.join(sorted(known)[:8])}")
-    return Finding("ok", subject, f"{backend.url} answers, with {len(known)} models")
+    return Finding("ok", subject, f"{backend.url} answers; it has {', '.join(sorted(known)[:4]) or 'no models'}")
 
 
 def models_wanted(settings: Settings, backend: Backend) -> list[str]:

@@ -32,7 +32,7 @@ class Stack:
     url: str
     api_key: str | None
     redis_url: str
-    metrics_url: str
+    metrics_url: str | None
     workers: int
     valkey: EmbeddedValkey | None
     model_url: str | None
@@ -71,7 +71,7 @@ def plan(settings: Settings, directory: DataDirectory, environ: Mapping[str, str
         url=f"http://{_reachable(settings.http_host)}:{http_port}",
         api_key=key,
         redis_url=redis_url,
-        metrics_url=f"http://127.0.0.1:{metrics_port}/metrics",
+        metrics_url=f"http://127.0.0.1:{metrics_port}/metrics" if metrics_port else None,
         workers=settings.workers,
         valkey=valkey,
         model_url=model_url,
@@ -90,8 +90,8 @@ def _processes(settings: Settings, told: dict[str, str], logs: Path, metrics_por
     workers = [f"worker-{number}" for number in range(1, settings.workers + 1)]
     return (
         process("gateway", "gateway", GATEWAY_STAGE, metrics_port),
-        process("scheduler", "scheduler", SCHEDULER_STAGE, free_port()),
-        *(process(name, "workers", WORKER_STAGE, free_port()) for name in workers),
+        process("scheduler", "scheduler", SCHEDULER_STAGE, free_port() if metrics_port else 0),
+        *(process(name, "workers", WORKER_STAGE, free_port() if metrics_port else 0) for name in workers),
     )
 
 
@@ -151,12 +151,21 @@ def write_private(path: Path, text: str) -> None:
 def write_state(stack: Stack, data_directory: Path) -> Path:
     """Notes where the running stack is, so that the other commands find it without being told."""
     path = data_directory / "up.json"
-    state = {"url": stack.url, "key": stack.api_key, "redis_url": stack.redis_url, "pid": os.getpid()}
+    state = {
+        "url": stack.url,
+        "key": stack.api_key,
+        "redis_url": stack.redis_url,
+        "config": stack.processes[0].environ.get("HEADRACE_CONFIG"),
+        "pid": os.getpid(),
+    }
     write_private(path, json.dumps(state))
     return path
 
 
 def _metrics_port(settings: Settings) -> int:
+    """The gateway's: as set, with 0 for none; unless set, the usual one or, where that is taken, any other."""
+    if settings.metrics_port == 0:
+        return 0
     if settings.metrics_port is not None:
         return _taken_never("127.0.0.1", settings.metrics_port, "HEADRACE_METRICS_PORT")
     return GATEWAY_METRICS_PORT if is_free("127.0.0.1", GATEWAY_METRICS_PORT) else free_port()

@@ -76,7 +76,7 @@ def _welcome(stack: Stack, directory: DataDirectory) -> list[str]:
         f"base URL  {stack.url}/v1",
         f"API key   {key}",
         *model,
-        f"metrics   {stack.metrics_url}",
+        f"metrics   {stack.metrics_url or 'none (HEADRACE_METRICS_PORT=0)'}",
         f"logs      {directory.path / 'log'}",
         f"ready on {stack.url}",
     ]

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from common.contracts import JsonObject, OnDisconnect, OnInterrupt, Priority, State
-from common.errors import BadRequest
+from common.errors import BadRequest, CallerError
 from common.queue import Record
 from gateway.dialects.bounded import read_object
 from gateway.dialects.chat_schema import TokenLimit, check
@@ -178,10 +178,16 @@ def _inner(body: JsonObject) -> ChatRequest:
     """The request inside a job, with faults named as they stand in the job."""
     try:
         return chat_request(body)
-    except BadRequest as error:
-        inner = error.failure
-        param = f"body.{inner.param}" if inner.param else "body"
-        raise BadRequest(f"body.{inner.message}", param=param, code=inner.code) from None
+    except CallerError as error:
+        raise in_body(error) from None
+
+
+def in_body(error: CallerError) -> CallerError:
+    """The fault of a request inside a job, its field named as it stands in the job."""
+    inner = error.failure
+    param = f"body.{inner.param}" if inner.param else "body"
+    begins = inner.param is not None and inner.message.startswith(inner.param)
+    return type(error)(f"body.{inner.message}" if begins else inner.message, param=param, code=inner.code)
 
 
 def parse_prompt(raw: bytes, *, default_model: str | None) -> ChatRequest:

@@ -202,12 +202,12 @@ def completion_id(job_id: str) -> str:
 class ChunkShape:
     """Makes frames of one stream. What is the same in each stands ready: a token costs one concatenation."""
 
-    __slots__ = ("_include_usage", "_prefix")
+    __slots__ = ("_prefix", "include_usage")
 
     def __init__(self, job_id: str, created_s: int, model: str, include_usage: bool) -> None:
         head = {"id": completion_id(job_id), "object": "chat.completion.chunk", "created": created_s, "model": model}
         usage = b'"usage":null,' if include_usage else b""
-        self._include_usage = include_usage
+        self.include_usage = include_usage
         self._prefix = b"\ndata: " + orjson.dumps(head)[:-1] + b"," + usage
 
     def frame(self, position: bytes, event: bytes) -> bytes:
@@ -216,7 +216,7 @@ class ChunkShape:
 
     def usage_frame(self, position: bytes, usage: Usage) -> bytes:
         """The chunk that only tells usage; empty where it was not asked for."""
-        if not self._include_usage:
+        if not self.include_usage:
             return b""
         event = orjson.dumps({"choices": [], "usage": usage.to_openai()})
         prefix = self._prefix.removesuffix(b'"usage":null,')

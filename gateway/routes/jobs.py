@@ -11,17 +11,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from common.contracts import JsonObject, Position, State, pool_of
-from common.errors import BadRequest, NotFound, PositionGone
+from common.errors import BadRequest, CallerError, NotFound, PositionGone
 from common.queue import Record
 from gateway.admission import BACKGROUND
 from gateway.answers import job_headers
 from gateway.auth import Principal
-from gateway.dialects.native import job_record, parse_job_submission
+from gateway.dialects.native import in_body, job_record, parse_job_submission
 from gateway.dialects.openai import ChunkShape
 from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
-from gateway.relay import Relay, event_stream
+from gateway.relay import Relay, end_of_stream, event_stream
 
 MOST_LISTED: Final = 100
 POLL_AFTER_S: Final = 1
@@ -37,14 +37,17 @@ def router(parts: Parts) -> APIRouter:
         settings = parts.settings
         raw = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
         submission = parse_job_submission(raw)
-        job = parts.admission.job(
-            principal,
-            submission.chat,
-            submission.options,
-            BACKGROUND,
-            request_id=request_id(request),
-            metadata=submission.metadata,
-        )
+        try:
+            job = parts.admission.job(
+                principal,
+                submission.chat,
+                submission.options,
+                BACKGROUND,
+                request_id=request_id(request),
+                metadata=submission.metadata,
+            )
+        except CallerError as error:
+            raise in_body(error) from None
         await parts.admission.admit(job)
         status = State.DELAYED if job.delay_ms > 0 else State.QUEUED
         body = {"id": job.id, "object": "job", "status": status.value, "links": links(job.id)}
@@ -84,10 +87,14 @@ def _add_one_job(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/v1/jobs/{job_id}/events", **JOB_EVENTS)
     async def job_events(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await own(parts, parts.auth.principal(request), job_id)
-        position = _position(request)
-        if position is not None and await _is_past_the_end(parts, record, position):
+        seen = _position(request)
+        if seen is None and not record.state.ended:
+            return await follow(parts, record, None, seen=None)
+        last = await _last_entry(parts, record)
+        start = None if seen is None else _start(record, seen, last)
+        if seen is not None and start is None:
             return Response(status_code=204)
-        return await follow(parts, record, position)
+        return await follow(parts, record, start, seen=seen)
 
 
 async def own(parts: Parts, principal: Principal, job_id: str) -> Record:
@@ -98,29 +105,43 @@ async def own(parts: Parts, principal: Principal, job_id: str) -> Record:
     return record
 
 
-async def follow(parts: Parts, record: Record, position: Position | None) -> EventSourceResponse:
-    """The job's events after a position. Raises StreamLost, PositionGone where they are no longer there."""
+async def follow(parts: Parts, record: Record, start: Position | None, *, seen: Position | None) -> EventSourceResponse:
+    """The job's events after `start`, for a reader that has seen those up to `seen`.
+
+    Raises StreamLost, PositionGone where they are no longer there.
+    """
     job = record.job
-    reader = await parts.hub.watch(job.id, position)
+    reader = await parts.hub.watch(job.id, start)
     try:
         first = await reader.next() if record.state.ended else []
     except BaseException:
         reader.close()
         raise
     shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
-    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=position)
+    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen)
     return event_stream(relay, first, job_headers(job.id))
 
 
-async def _is_past_the_end(parts: Parts, record: Record, position: Position) -> bool:
-    """Whether a finished job has nothing after this position. Raises PositionGone for one that never was."""
-    pool = record.job.pool
-    _, last = (await parts.streams.glance(pool, [record.job.id]))[0]
+async def _last_entry(parts: Parts, record: Record) -> Position:
+    """Where the job's stream ends at this moment. Raises PositionGone where there is none."""
+    _, last = (await parts.streams.glance(record.job.pool, [record.job.id]))[0]
     if last is None:
         raise PositionGone("This stream is no longer kept; the job's result may still be.")
-    if position > last:
+    return last
+
+
+def _start(record: Record, seen: Position, last: Position) -> Position | None:
+    """The position to read on from, for a reader that has seen all up to `seen`; None where that was the end.
+
+    Raises PositionGone for a position that never was.
+    """
+    end = end_of_stream(last, record.outcome, include_usage=record.job.include_usage)
+    if seen > end:
         raise PositionGone("Last-Event-ID is not a position of this stream.", param="Last-Event-ID")
-    return record.state.ended and position == last
+    if not record.state.ended or seen < last:
+        return seen
+    # Between the two events of the last entry, the entry itself is read once more.
+    return None if seen == end else Position(last.fence, last.seq - 1)
 
 
 def links(job_id: str) -> dict[str, str]:

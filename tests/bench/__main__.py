@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +19,6 @@ from tests.bench.claim_scenario import claim
 from tests.bench.cpu import cores
 from tests.bench.load import LoadFailed
 from tests.bench.options import Options, Profile
-from tests.bench.processes import NotReady
 from tests.bench.queue_scenarios import queue
 from tests.bench.report import Table, machine, write_json
 from tests.bench.stack import Setup
@@ -56,14 +57,16 @@ def _options(asked: argparse.Namespace, directory: Path) -> Options:
 
 
 async def _run(asked: argparse.Namespace, options: Options) -> int:
+    # Told to end, it ends what it started, as after Ctrl-C.
+    if (ours := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ours.cancel)
     failed = 0
     for name in asked.names or SCENARIOS:
         try:
             table = await SCENARIOS[name](options)
-        except (LoadFailed, NotReady) as error:
-            print(f"== {name}: FAILED: {error}\n", flush=True)
-            failed += 1
-            continue
+        except LoadFailed as error:
+            table = Table(name, "no figures", "-", failures=[str(error)])
+        failed += len(table.failures)
         print(table.text(), flush=True)
         if asked.json:
             write_json(asked.json, [table], short=asked.short)
@@ -79,7 +82,10 @@ def main() -> int:
         directory.mkdir(parents=True, exist_ok=True)
         options = _options(asked, directory)
         os.sched_setaffinity(0, options.setup.cores.harness)
-        return uvloop.run(_run(asked, options))
+        try:
+            return uvloop.run(_run(asked, options))
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ from common import keys
 from common.contracts import Job, Outcome, Priority, State, new_job_id
 from common.queue import Claim, Queue, Settlement, Submitted
 from common.store import Store
-from tests.bench.cpu import on
 from tests.bench.load import LoadFailed, percentile
 from tests.bench.options import Options
 from tests.bench.report import Table, Value
-from tests.bench.stack import Setup
-from tests.support.redis_server import RedisServer, binaries
+from tests.bench.stack import Setup, valkey
 
 _POOL: Final = "bench"
 _WORKER: Final = "bench.claimer"
@@ -113,20 +110,14 @@ class Backlog:
 
 @asynccontextmanager
 async def _backlog(spread: Spread, setup: Setup) -> AsyncGenerator[Backlog]:
-    place = setup.directory / "claim-valkey"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    server = RedisServer(binaries()["valkey"], place, options=("--appendonly", "no"))
-    with on(setup.cores.system):
-        server.start()
-    store = Store.from_url(server.url)
-    try:
-        backlog = Backlog(store, spread)
-        await backlog.queue.beat(_POOL, _WORKER, lease_s=3600, info={}, register=True)
-        yield backlog
-    finally:
-        await store.close()
-        server.stop()
+    with valkey(setup, append_only=False) as server:
+        store = Store.from_url(server.url)
+        try:
+            backlog = Backlog(store, spread)
+            await backlog.queue.beat(_POOL, _WORKER, lease_s=3600, info={}, register=True)
+            yield backlog
+        finally:
+            await store.close()
 
 
 async def claim(options: Options) -> Table:

@@ -73,6 +73,7 @@ class Meter:
     def __init__(self, parts: Mapping[str, int]) -> None:
         self._parts = dict(parts)
         self._before = self._read()
+        self._machine_before = _machine_s()
 
     def _read(self) -> dict[str, float]:
         return {**{name: cpu_s(pid) for name, pid in self._parts.items()}, "client": time.process_time()}
@@ -80,6 +81,18 @@ class Meter:
     def spent_s(self) -> dict[str, float]:
         """Seconds by part."""
         return {name: now - self._before[name] for name, now in self._read().items()}
+
+    def others_share(self) -> float:
+        """The share of the machine's cores, 0 to 1, that went to what is not measured here: noise in latencies."""
+        busy_s, all_s = (now - before for now, before in zip(_machine_s(), self._machine_before, strict=True))
+        return max(0.0, busy_s - sum(self.spent_s().values())) / all_s if all_s else 0.0
+
+
+def _machine_s() -> tuple[float, float]:
+    # The first line: user, nice, system, idle, iowait, irq, softirq, steal, of all cores together.
+    ticks = [int(word) for word in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return (sum(ticks) - idle) / _TICKS_A_SECOND, sum(ticks) / _TICKS_A_SECOND
 
 
 @dataclass(frozen=True, slots=True)

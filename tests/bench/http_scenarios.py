@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +12,7 @@ from tests.bench import stack
 from tests.bench.cpu import Meter, memory
 from tests.bench.load import Closed, Lane, LoadFailed, Tally, chat, closed_loop, open_loop, percentile
 from tests.bench.options import Options
+from tests.bench.processes import NotReady
 from tests.bench.report import Table, Value
 from tests.bench.stack import SYSTEMS, System, Upstream
 from tests.bench.upstream import SCRIPTS
@@ -38,6 +39,19 @@ def bed(name: str, options: Options) -> Generator[Bed]:
     """The system by that name, started and ready."""
     with stack.upstream(options.setup) as upstream, SYSTEMS[name](options.setup, upstream) as system:
         yield Bed(system, upstream, options)
+
+
+async def _each(
+    systems: Iterable[str], options: Options, table: Table, measure: Callable[[Bed], Awaitable[dict[str, Value]]]
+) -> Table:
+    """The table with a row for each system, or the reason why there is none."""
+    for name in systems:
+        try:
+            with bed(name, options) as made:
+                table.add(await measure(made))
+        except (LoadFailed, NotReady) as error:
+            table.failures.append(f"{name}: {error}")
+    return table
 
 
 # --- 1 and 2: CPU -----------------------------------------------------------------------------------------------------
@@ -89,10 +103,7 @@ async def streams(options: Options) -> Table:
 
 
 async def _cost(shape: Shape, table: Table, options: Options) -> Table:
-    for name in options.http_systems:
-        with bed(name, options) as made:
-            table.add(await _measured(shape, made))
-    return table
+    return await _each(options.http_systems, options, table, lambda made: _measured(shape, made))
 
 
 async def _measured(shape: Shape, made: Bed) -> dict[str, Value]:
@@ -107,9 +118,10 @@ async def _measured(shape: Shape, made: Bed) -> dict[str, Value]:
         tally = await closed_loop(shape.plan(system, total))
         await asyncio.sleep(_SETTLE_S)
         spent = meter.spent_s()
+        others = 100 * meter.others_share()
     if (asked := made.upstream.counts().requests - seen) != total:
         raise LoadFailed(f"{total} requests went in, the upstream saw {asked}")
-    row = _cost_row(made, tally, spent, idle_share)
+    row = {**_cost_row(made, tally, spent, idle_share), "others %": others}
     if shape.stream:
         row["TTFT p50 ms"] = 1000 * percentile(tally.first_s, 0.5)
     return row
@@ -145,11 +157,7 @@ async def ttft(options: Options) -> Table:
         "turns at Poisson times within one run; added = difference of the percentiles",
         reach="headrace ≤ 3 ms p50, ≤ 8 ms p99",
     )
-    for name in options.http_systems:
-        if name != "direct":
-            with bed(name, options) as made:
-                table.add(await _added(made))
-    return table
+    return await _each([name for name in options.http_systems if name != "direct"], options, table, _added)
 
 
 async def _added(made: Bed) -> dict[str, Value]:
@@ -162,9 +170,10 @@ async def _added(made: Bed) -> dict[str, Value]:
 
     await open_loop(lanes(), rate_per_s=10, samples=20)
     measured = lanes()
+    meter = made.meter()
     with made.options.watched(made.system.parts):
         await open_loop(measured, rate_per_s=10, samples=samples)
-    return _added_row(made, *(lane.tally for lane in measured))
+    return {**_added_row(made, *(lane.tally for lane in measured)), "others %": 100 * meter.others_share()}
 
 
 def _added_row(made: Bed, straight: Tally, through: Tally) -> dict[str, Value]:
@@ -193,11 +202,8 @@ async def many(options: Options) -> Table:
     )
     shared = options.setup.with_system_everywhere(count + 64)
     placed = Options(shared, options.systems, options.short, options.profile)
-    for name in options.http_systems:
-        if name in ("passthrough", "headrace"):
-            with bed(name, placed) as made:
-                table.add(await _crowd(made, model, count, ramp_s))
-    return table
+    systems = [name for name in options.http_systems if name in ("passthrough", "headrace")]
+    return await _each(systems, placed, table, lambda made: _crowd(made, model, count, ramp_s))
 
 
 async def _crowd(made: Bed, model: str, count: int, ramp_s: float) -> dict[str, Value]:

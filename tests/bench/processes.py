@@ -18,6 +18,7 @@ from typing import Final
 from tests.bench.cpu import on
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+_TETHER: Final = ROOT / "deploy" / "local" / "tether.py"
 
 
 class NotReady(RuntimeError):
@@ -68,7 +69,7 @@ def start(command: Command, logs: Path) -> Process:
     path = f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)
     with log.open("wb") as output, on(command.cores):
         popen = subprocess.Popen(
-            list(command.words),
+            tethered(command.words),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -77,6 +78,11 @@ def start(command: Command, logs: Path) -> Process:
             start_new_session=True,
         )
     return Process(command.name, popen, log)
+
+
+def tethered(words: Sequence[str]) -> list[str]:
+    """The words that run a program which ends with us, however we end. Its first word must be a path."""
+    return [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *words]
 
 
 def python(module: str, *words: str) -> list[str]:

@@ -17,7 +17,7 @@ _TOP: Final = 45
 
 
 @contextmanager
-def recorded(pid: int, to: Path, cores: Iterable[int], *, rate_hz: int = 400) -> Generator[None]:
+def recorded(pid: int, to: Path, cores: Iterable[int], *, rate_hz: int = 200) -> Generator[None]:
     """Samples the process from these cores while the body runs; `to` gets the top functions, `to`.collapsed all."""
     raw = to.with_name(f"{to.name}.collapsed")
     words = ["record", "--pid", str(pid), "--rate", str(rate_hz), "--format", "raw", "--output", str(raw)]

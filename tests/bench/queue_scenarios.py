@@ -7,7 +7,6 @@ import os
 import random
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -26,7 +25,7 @@ from tests.bench.cpu import Meter, on
 from tests.bench.load import LoadFailed, percentile
 from tests.bench.noop_worker import CONCURRENCY, MODEL, POOL, SENT, Starts
 from tests.bench.options import Options
-from tests.bench.processes import ROOT
+from tests.bench.processes import ROOT, python, tethered
 from tests.bench.report import Table, Value
 from tests.bench.stack import Setup, valkey
 
@@ -149,9 +148,9 @@ def _fleet(engine: str, size: int, url: str, setup: Setup) -> Generator[Fleet]:
 
 
 def _worker(engine: str, url: str, starts: Path, log: int) -> subprocess.Popen[bytes]:
-    words = ["-m", "tests.bench.noop_worker", "--engine", engine, "--redis", url, "--starts", str(starts)]
+    words = python("tests.bench.noop_worker", "--engine", engine, "--redis", url, "--starts", str(starts))
     return subprocess.Popen(
-        [sys.executable, "-P", *words],
+        tethered(words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -191,8 +190,7 @@ async def _drain(engine: str, workers: int, jobs: int, options: Options) -> Drai
             await _enqueue_all(producer, jobs)
             enqueued_per_s = jobs / (time.monotonic() - began_s)
             with _fleet(engine, workers, server.url, setup) as fleet:
-                store = {"valkey": server.process.pid} if server.process else {}
-                meter = Meter({**store, **{str(process.pid): process.pid for process in fleet.processes}})
+                meter = Meter({"valkey": server.pid, **{str(process.pid): process.pid for process in fleet.processes}})
                 with options.watched({"worker": fleet.processes[0].pid}):
                     fleet.go()
                     ended_ns = await _wait_for_end(producer, fleet)
@@ -202,7 +200,7 @@ async def _drain(engine: str, workers: int, jobs: int, options: Options) -> Drai
         raise LoadFailed(f"{jobs} jobs went in, {len(started)} were started")
     wall_s = (ended_ns - started[0][1]) / 1e9
     cpu_us = 1e6 * (sum(spent_s.values()) - spent_s["client"]) / jobs
-    return Drained(jobs / wall_s, enqueued_per_s, cpu_us, 1e6 * spent_s.get("valkey", 0.0) / jobs)
+    return Drained(jobs / wall_s, enqueued_per_s, cpu_us, 1e6 * spent_s["valkey"] / jobs)
 
 
 async def _enqueue_all(producer: Producer, jobs: int) -> None:

@@ -21,6 +21,7 @@ class Table:
     method: str
     reach: str = ""
     rows: list[dict[str, Value]] = field(default_factory=list[dict[str, Value]])
+    failures: list[str] = field(default_factory=list[str])
 
     def add(self, row: Mapping[str, Value]) -> None:
         """Adds a row; its names become columns."""
@@ -34,7 +35,8 @@ class Table:
         widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
         body = ["  ".join(_cell(text, widths[at], at) for at, text in enumerate(line)) for line in lines]
         reach = [f"to reach: {self.reach}"] if self.reach else []
-        return "\n".join([f"== {self.name}: {self.title}", f"method: {self.method}", *reach, *body, ""])
+        failures = [f"FAILED: {text}" for text in self.failures]
+        return "\n".join([f"== {self.name}: {self.title}", f"method: {self.method}", *reach, *body, *failures, ""])
 
 
 def _cell(text: str, width: int, column: int) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Final
 import orjson
 import yaml
 
-from tests.bench.cpu import Cores, on
+from tests.bench.cpu import Cores
 from tests.bench.load import Target
 from tests.bench.processes import (
     Command,
@@ -29,7 +30,7 @@ from tests.bench.processes import (
     wait_until_ready,
 )
 from tests.bench.upstream import SCRIPTS, Counts
-from tests.support.redis_server import RedisServer, binaries
+from tests.support.redis_server import binaries
 
 API_KEY: Final = "sk-bench-0123456789abcdef"
 LITELLM_VARIABLE: Final = "HEADRACE_BENCH_LITELLM"
@@ -148,19 +149,39 @@ def _litellm_config(upstream: Upstream) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Valkey:
+    """A running Valkey."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def valkey(setup: Setup) -> Generator[RedisServer]:
-    """The embedded Valkey on the system's core: never evicting, append-only file synced every second."""
-    directory = setup.directory / "valkey"
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    server = RedisServer(binaries()["valkey"], directory)
-    with on(setup.cores.system):
-        server.start()
+def valkey(setup: Setup, *, append_only: bool = True) -> Generator[Valkey]:
+    """An empty embedded Valkey on the system's core: never evicting, append-only file synced every second."""
+    data = setup.directory / "valkey"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    port = free_port()
+    words = [
+        binaries()["valkey"],
+        *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(data), "--save", ""),
+        *("--appendonly", "yes" if append_only else "no", "--appendfsync", "everysec"),
+        *("--maxmemory-policy", "noeviction"),
+    ]
+    with _running(Command("valkey", words, setup.cores.system), setup) as process:
+        wait_until(lambda: _pings(port), lambda: f"Valkey does not answer:\n{process.last_lines()}", limit_s=10)
+        yield Valkey(f"redis://127.0.0.1:{port}/0", process.pid)
+
+
+def _pings(port: int) -> bool:
     try:
-        yield server
-    finally:
-        server.stop()
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16) == b"+PONG\r\n"
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -175,8 +196,7 @@ def headrace(setup: Setup, upstream: Upstream) -> Generator[System]:
         wait_until_ready(processes[0], port, "/readyz")
         _wait_for_workers(processes, port, setup.workers)
         parts = {process.name: process.pid for process in processes}
-        if server.process is not None:
-            parts["valkey"] = server.process.pid
+        parts["valkey"] = server.pid
         yield System(Target("headrace", port, API_KEY), parts)
 
 

@@ -54,7 +54,7 @@ class Rig:
         self.streams = StreamStore(self.store)
         self.runs: dict[str, SteeredRun] = {}
         self._end = end
-        self.breaks = False
+        self.kind: type[SteeredRun] = SteeredRun
         self._names = (f"w{number}" for number in itertools.count(1))
         self.worker = self.make(concurrency)
         self.task: asyncio.Task[None] | None = None
@@ -70,8 +70,7 @@ class Rig:
         )
 
     def begin(self, claim: Claim) -> SteeredRun:
-        kind = BrokenRun if self.breaks else SteeredRun
-        self.runs[claim.job.id] = kind(claim, self._end)
+        self.runs[claim.job.id] = self.kind(claim, self._end)
         return self.runs[claim.job.id]
 
     async def running(self, number: int) -> SteeredRun:
@@ -226,10 +225,10 @@ async def test_no_worker_ends_because_redis_did(own_server: RedisServer) -> None
 
 async def test_a_run_that_breaks_is_a_failed_job_and_the_worker_goes_on(redis_server: RedisServer) -> None:
     async with a_worker(redis_server.url) as rig:
-        rig.breaks = True
+        rig.kind = BrokenRun
         await rig.queue.submit(a_job(1))
         await rig.ends_as(1, State.FAILED)
-        rig.breaks = False
+        rig.kind = SteeredRun
         await rig.queue.submit(a_job(2))
         (await rig.running(2)).go_on.set()
         await rig.ends_as(2, State.SUCCEEDED)

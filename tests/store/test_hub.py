@@ -200,7 +200,7 @@ async def test_an_unknown_job_cannot_be_watched(redis_server: RedisServer) -> No
 
 
 async def test_a_reader_that_takes_nothing_is_cut_at_its_limit_and_can_resume(redis_server: RedisServer) -> None:
-    async with rig(redis_server) as seeded, a_hub(seeded, limits=Limits(reader_bytes=1000)) as hub:
+    async with rig(redis_server) as seeded, a_hub(seeded, limits=Limits(reader_bytes=1000, patience_s=0)) as hub:
         slow, quick = hub.expect(job_id(1)), hub.expect(job_id(1))
         claim = await seeded.running(a_job(1), gateway=hub.id)
         seen: list[str] = []

@@ -29,7 +29,7 @@ from common.errors import StoreUnavailable
 from common.queue import Cancelling, Claim, Released, Settled, Settlement, Submitted
 from common.store import Store
 from common.stream import Refusal
-from tests.support.redis_server import RedisServer, binaries
+from tests.support.redis_server import EVERY_WRITE_KEPT, RedisServer, binaries
 from tests.support.runner import drawn_seed, runner
 from tests.support.seeds import POOL, Rig, View, a_job, job_id, number_of, success
 
@@ -330,7 +330,7 @@ class Life(RuleBasedStateMachine):
 @pytest.fixture(scope="module")
 def life_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     directory: Path = tmp_path_factory.mktemp(f"life-{server_kind}")
-    server = RedisServer(binaries()[server_kind], directory)
+    server = RedisServer(binaries()[server_kind], directory, options=EVERY_WRITE_KEPT)
     server.start()
     yield server
     server.stop()

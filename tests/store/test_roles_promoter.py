@@ -27,9 +27,7 @@ async def test_a_delayed_job_goes_into_its_lane_when_its_time_has_come(redis_ser
 
 async def test_jobs_that_wait_past_their_deadline_expire_from_lane_and_delay(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
-        await r.submit(
-            a_job(1, deadline_in_ms=1_000), a_job(2, deadline_in_ms=1_000, delay_ms=60_000), a_job(3)
-        )
+        await r.submit(a_job(1, deadline_in_ms=1_000), a_job(2, deadline_in_ms=1_000, delay_ms=60_000), a_job(3))
         r.later(1_001)
         assert await _promoter(r).round() == 2
         seen = r.view()
@@ -63,9 +61,7 @@ async def test_a_job_due_and_late_at_once_expires_and_is_never_dispatched(redis_
 
 async def test_a_job_without_readers_is_cancelled_after_the_grace(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
-        await r.submit(
-            a_job(1, on_disconnect=OnDisconnect.CANCEL), a_job(2, on_disconnect=OnDisconnect.CONTINUE)
-        )
+        await r.submit(a_job(1, on_disconnect=OnDisconnect.CANCEL), a_job(2, on_disconnect=OnDisconnect.CONTINUE))
         for number in (1, 2):
             await r.streams.subscribe(job_id(number), "g")
             await r.streams.unsubscribe(job_id(number), "g")

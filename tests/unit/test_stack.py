@@ -6,6 +6,7 @@ import socket
 import stat
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -43,6 +44,12 @@ def test_each_process_shows_its_metrics_on_a_port_of_its_own(tmp_path: Path) -> 
     ports = [command.environ["HEADRACE_METRICS_PORT"] for command in stack.processes]
     assert ports[0] == str(wanted)
     assert len(set(ports)) == 4
+
+
+def test_no_process_shows_metrics_where_none_are_wanted(tmp_path: Path) -> None:
+    stack = stack_of(tmp_path, metrics_port=0)
+    assert {command.environ["HEADRACE_METRICS_PORT"] for command in stack.processes} == {"0"}
+    assert stack.metrics_url is None
 
 
 def test_everything_stops_before_the_store_and_the_gateway_first(tmp_path: Path) -> None:
@@ -112,7 +119,8 @@ def test_the_embedded_stores_socket_has_a_path_that_the_kernel_takes(tmp_path: P
     valkey = EmbeddedValkey(directory)
     try:
         assert len(str(valkey.socket_path)) < 100
-        assert "%20" in valkey.url or depth > 1
+        assert unquote(urlsplit(valkey.url).path) == str(valkey.socket_path)
+        assert " " not in valkey.url
     finally:
         valkey.clean()
         directory.release()

@@ -1,0 +1,1 @@
+"""Journeys in which something dies, freezes or is cut off."""
