@@ -16,7 +16,7 @@ from gateway.dialects.openai import ChunkShape, completion
 from gateway.errors import openai_error
 from gateway.hub import Subscription, Waiter
 from gateway.parts import Parts
-from gateway.relay import Relay, event_stream, has_substance
+from gateway.relay import EventStream, Relay, has_substance
 
 DURABILITY: Final = {"x-headrace-durability": "redis"}
 # Most answers come before this; only later is it worth a task to notice that the caller has hung up.
@@ -50,7 +50,7 @@ async def stream_answer(parts: Parts, job: Job) -> Response:
         return refusal(failure, job.id)
     shape = ChunkShape(job.id, admitted.created_ms // 1000, job.model, job.include_usage)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
-    return event_stream(relay, first, job_headers(job.id))
+    return EventStream(parts.hub, relay.bytes(first), job_headers(job.id))
 
 
 async def first_entries(reader: Subscription, limit_s: float) -> list[Entry]:

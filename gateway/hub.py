@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
 
+import anyio
 import structlog
 
 from common.clock import Clock
@@ -263,6 +265,21 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._owed: set[str] = set()
+        self._open: set[anyio.CancelScope] = set()
+
+    @contextmanager
+    def cuttable(self, stream: anyio.CancelScope) -> Generator[None]:
+        """Counts an answer as one that `cut` ends."""
+        self._open.add(stream)
+        try:
+            yield
+        finally:
+            self._open.discard(stream)
+
+    def cut(self) -> None:
+        """Ends every open stream in the middle, for its reader to resume elsewhere: this process is about to go."""
+        for stream in list(self._open):
+            stream.cancel()
 
     @property
     def readers(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -15,6 +15,7 @@ import uvloop
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
+from common import memory
 from common.clock import SystemClock
 from common.config import Settings
 from common.health import HealthStore
@@ -86,9 +87,10 @@ def open_parts(settings: Settings, store: Store) -> Parts:
 class Server(uvicorn.Server):
     """uvicorn, letting open streams end by themselves for a while when it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, drain_s: float, cut: Callable[[], None]) -> None:
         super().__init__(config)
         self._drain_s = drain_s
+        self._cut = cut
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """Closes the door; streams get until shortly before the drain's end, then go on elsewhere by resuming.
@@ -97,12 +99,8 @@ class Server(uvicorn.Server):
         """
         log.info("gateway.draining", signal=signal.Signals(sig).name)
         wait_s = 0.0 if self.should_exit else max(0.0, self._drain_s - LEAVE_STREAMS_S)
-        asyncio.get_running_loop().call_later(wait_s, _end_streams)
+        asyncio.get_running_loop().call_later(wait_s, self._cut)
         self.should_exit = True
-
-
-def _end_streams() -> None:
-    AppStatus.should_exit = True
 
 
 async def serve(settings: Settings) -> int:
@@ -124,8 +122,10 @@ async def serve(settings: Settings) -> int:
         timeout_graceful_shutdown=int(settings.drain_s),
         h11_max_incomplete_event_size=16 * 1024,
     )
+    # The hub ends the streams, when the drain is over; sse-starlette would end them with the signal.
     AppStatus.disable_automatic_graceful_drain()
-    server = Server(config, settings.drain_s)
+    memory.settle()
+    server = Server(config, settings.drain_s, parts.hub.cut)
     try:
         stop_metrics = parts.metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
     except OSError as error:

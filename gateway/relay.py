@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Final
 
+import anyio
 from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
 
 from common.contracts import Failure, OnInterrupt, Outcome, Position, State
 from common.errors import HeadraceError
 from common.metrics import GatewayMetrics
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
 from gateway.dialects.openai import ChunkShape
-from gateway.hub import Subscription, events_in
+from gateway.hub import Hub, Subscription, events_in
 
 # Both are single lines before the event that comes next. OpenAI's Python SDK, once it has seen an `id:` or a `retry:`,
 # takes every empty line for the end of an event, and fails on one without data.
@@ -98,15 +100,37 @@ class Relay:
         return self._shape.error_frame(position, failure)
 
 
-def event_stream(relay: Relay, first: list[Entry], headers: dict[str, str]) -> EventSourceResponse:
-    """The response. Keep-alives are the relay's own; a client that takes nothing for `SEND_TIMEOUT_S` is cut."""
-    return EventSourceResponse(
-        relay.bytes(first),
-        headers={"Cache-Control": "no-cache", **headers},
-        ping=0,
-        sep="\n",
-        send_timeout=SEND_TIMEOUT_S,
-    )
+class EventStream(EventSourceResponse):
+    """sse-starlette's response with one task beside the request's own, not four: with thousands of streams they count.
+
+    Keep-alives come from the relay and shutdown from the hub, so what is left to watch is the client's leaving. A
+    client that takes nothing for `SEND_TIMEOUT_S` is cut.
+    """
+
+    def __init__(self, hub: Hub, body: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
+        all_headers = {"Cache-Control": "no-cache", **headers}
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]
+            body, headers=all_headers, ping=0, sep="\n", send_timeout=SEND_TIMEOUT_S
+        )
+        self._hub = hub
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Streams until the end or until the client leaves."""
+        if scope["method"] == "HEAD":
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            async with anyio.create_task_group() as tasks:
+                with self._hub.cuttable(tasks.cancel_scope):
+                    tasks.start_soon(self._until_gone, receive, tasks.cancel_scope)
+                    await self._stream_response(send)
+                    tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _until_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        await self._listen_for_disconnect(receive)
+        scope.cancel()
 
 
 def end_of_stream(last: Position, outcome: Outcome | None, *, include_usage: bool) -> Position:

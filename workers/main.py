@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 import uvloop
 
-from common import keys
+from common import keys, memory
 from common.clock import Clock, SystemClock
 from common.config import Settings
 from common.contracts import JsonObject, Priority
@@ -138,6 +138,7 @@ class Process:
 async def serve(settings: Settings) -> int:
     """Runs one worker until SIGTERM or SIGINT; its exit status."""
     process = Process(settings)
+    memory.settle()
     try:
         stop_metrics = process.metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
     except OSError as error:

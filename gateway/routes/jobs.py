@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +20,7 @@ from gateway.dialects.openai import ChunkShape
 from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
-from gateway.relay import Relay, end_of_stream, event_stream
+from gateway.relay import EventStream, Relay, end_of_stream
 
 MOST_LISTED: Final = 100
 POLL_AFTER_S: Final = 1
@@ -105,7 +104,7 @@ async def own(parts: Parts, principal: Principal, job_id: str) -> Record:
     return record
 
 
-async def follow(parts: Parts, record: Record, start: Position | None, *, seen: Position | None) -> EventSourceResponse:
+async def follow(parts: Parts, record: Record, start: Position | None, *, seen: Position | None) -> EventStream:
     """The job's events after `start`, for a reader that has seen those up to `seen`.
 
     Raises StreamLost, PositionGone where they are no longer there.
@@ -119,7 +118,7 @@ async def follow(parts: Parts, record: Record, start: Position | None, *, seen: 
         raise
     shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen)
-    return event_stream(relay, first, job_headers(job.id))
+    return EventStream(parts.hub, relay.bytes(first), job_headers(job.id))
 
 
 async def _last_entry(parts: Parts, record: Record) -> Position:

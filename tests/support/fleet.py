@@ -111,7 +111,8 @@ def _spawn(room: str, environ: dict[str, str], log: IO[bytes]) -> subprocess.Pop
 class Fleet:
     """Members `gateway-0`, `worker-0`, `scheduler-0`, … over one Valkey.
 
-    `settings` are of the environment, without `HEADRACE_` and in any case: `Fleet(place, lease_s=1)`.
+    `settings` are of the environment, without `HEADRACE_` and in any case: `Fleet(place, lease_s=1)`; `valkey` are more
+    words for its command line.
     """
 
     def __init__(
@@ -122,10 +123,11 @@ class Fleet:
         workers: int = 1,
         schedulers: int = 1,
         config: str = ECHO,
+        valkey: tuple[str, ...] = (),
         **settings: str | float,
     ) -> None:
         self.directory = directory
-        self.redis = RedisServer(binaries()["valkey"], directory)
+        self.redis = RedisServer(binaries()["valkey"], directory, options=valkey)
         self._file = directory / "headrace.yaml"
         self._file.write_text(config)
         given = {"lease_s": 1, "disconnect_grace_s": 1, "drain_s": 5, "api_keys": f"{KEY},{OTHER_KEY}", **settings}

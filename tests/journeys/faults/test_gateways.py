@@ -13,11 +13,11 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
-from tests.journeys.faults.stage import Stage, say
 from tests.support import runner
 from tests.support.fleet import Member
 from tests.support.history import DONE, Journal
 from tests.support.reader import Caller, Pieces, numbered, script, until
+from tests.support.stage import Stage, say
 
 pytestmark = pytest.mark.timeout(90)
 

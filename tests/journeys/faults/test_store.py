@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from common import keys
-from tests.journeys.faults.stage import POOL, Stage, say
 from tests.support.history import DONE, Journal
 from tests.support.reader import Caller, Refused, numbered, until
+from tests.support.stage import POOL, Stage, say
 
 pytestmark = pytest.mark.timeout(60)
 

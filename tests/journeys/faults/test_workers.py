@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.journeys.faults.stage import Stage, say
 from tests.support.history import DONE, Journal
 from tests.support.reader import numbered, until
+from tests.support.stage import Stage, say
 
 pytestmark = pytest.mark.timeout(60)
 
