@@ -69,7 +69,7 @@ class Job:
     `body` is the request in OpenAI's shape for `endpoint`. `stream` tells whether the upstream is to be asked for
     tokens as they come, `include_usage` whether the stream's readers get OpenAI's usage chunk. `deadline_in_ms` and
     `delay_ms` count from acceptance. `cost_tokens` is an estimate (prompt and answer) in which fair share and the
-    expected wait are counted.
+    expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better.
     """
 
     id: str
@@ -86,6 +86,7 @@ class Job:
     delay_ms: int = 0
     max_attempts: int = 3
     cost_tokens: int = 1
+    prompt_tokens: int = 0
     on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
     on_interrupt: OnInterrupt = OnInterrupt.FAIL
     metadata: JsonObject = field(default_factory=dict[str, Any])

@@ -7,9 +7,12 @@ import sys
 from common.config import ConfigError, load
 from gateway.main import run
 
+MISCONFIGURED = 2
+
 if __name__ == "__main__":
     try:
         settings = load()
     except ConfigError as error:
-        sys.exit(f"headrace: {error}")
+        sys.stderr.write(f"headrace: {error}\n")
+        sys.exit(MISCONFIGURED)
     sys.exit(run(settings))

@@ -75,10 +75,12 @@ class Admission:
             stream=manner.stream,
             include_usage=chat.include_usage,
             batch_key=options.batch_key,
-            deadline_in_ms=options.deadline_ms or self._deadline_ms[priority],
+            # A class's own deadline counts from when the job may begin; a caller's from now, as it says.
+            deadline_in_ms=options.deadline_ms or self._deadline_ms[priority] + options.delay_ms,
             delay_ms=options.delay_ms,
             max_attempts=self._settings.max_attempts,
             cost_tokens=chat.cost_tokens,
+            prompt_tokens=chat.prompt_tokens,
             on_disconnect=options.on_disconnect or manner.on_disconnect,
             on_interrupt=options.on_interrupt or manner.on_interrupt,
             metadata=metadata or {},

@@ -87,7 +87,7 @@ class Generation:
     def __init__(self, shared: Inference, claim: Claim) -> None:
         self.claim = claim
         self._shared = shared
-        self._answer = Answer()
+        self._answer = Answer(claim.job.prompt_tokens)
         self._track = shared.publisher.track(claim.job.pool, claim.job.id, claim.fence)
         self._started_s = shared.clock.monotonic_s()
         self._first_token_ms: int | None = None
@@ -139,7 +139,7 @@ class Generation:
 
     def _start_over(self) -> None:
         """Nothing left the house yet, so the next target begins with an empty answer."""
-        self._answer = Answer()
+        self._answer = Answer(self.claim.job.prompt_tokens)
         self._track.pending.clear()
         self._first_token_ms = None
 

@@ -43,6 +43,7 @@ class ChatRequest:
     include_usage: bool
     body: JsonObject
     cost_tokens: int
+    prompt_tokens: int = 0
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -70,6 +71,7 @@ def chat_request(body: JsonObject) -> ChatRequest:
         include_usage=bool(options.get("include_usage")),
         body=body,
         cost_tokens=prompt_tokens + answer_tokens * choices,
+        prompt_tokens=prompt_tokens,
     )
 
 

@@ -87,7 +87,8 @@ class Journal:
             self._fence = position.fence
         if event.data.startswith('{"error"') or event.data == DONE:
             return
-        if position.fence != self._fence:
+        # An attempt of which nothing came may be followed by another without a word.
+        if position.fence < self._fence or (position.fence > self._fence and self._seq > 0):
             self._wrong(f"{position} is of another attempt than {self._fence}-{self._seq}, and no reset came between")
         elif position.seq != self._seq + 1:
             self._wrong(f"{position} came after {self._fence}-{self._seq}")

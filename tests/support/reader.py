@@ -14,9 +14,11 @@ import httpx
 from deploy.local.sse import Decoder
 from tests.support.fleet import KEY
 from tests.support.history import Journal
+from workers.providers.transport import AiohttpTransport
 
 PAUSE_S: Final = 0.05
 SILENCE_S: Final = 30.0
+KEEPALIVE_S: Final = 15.0
 FOR_LATER: Final = frozenset({429, 500, 502, 503, 504})
 
 
@@ -53,12 +55,11 @@ class Caller:
     ) -> None:
         self._urls = urls
         self._turn = count()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
         timeout = httpx.Timeout(SILENCE_S, connect=5)
         headers = {"authorization": f"Bearer {key}"}
-        self.http = httpx.AsyncClient(
-            headers=headers, timeout=timeout, limits=limits, transport=transport, trust_env=False
-        )
+        # httpx's own transport raises odd errors where a connection breaks at once, and takes long for many.
+        transport = transport or AiohttpTransport(max_connections=0, keepalive_s=KEEPALIVE_S)
+        self.http = httpx.AsyncClient(headers=headers, timeout=timeout, transport=transport, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self

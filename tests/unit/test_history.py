@@ -45,6 +45,10 @@ def test_an_answer_begun_anew_after_a_reset_is_right() -> None:
     assert problems_of(FIRST, reset("9-0"), token("9-1", 0), token("9-2", 1), done("9-3")) == []
 
 
+def test_an_attempt_that_ended_before_its_first_token_needs_no_reset() -> None:
+    assert problems_of(FIRST, reset("9-0"), token("12-1", 0), token("12-2", 1), done("12-3")) == []
+
+
 def test_an_answer_that_breaks_off_with_an_error_is_right() -> None:
     assert problems_of(FIRST, error("upstream_interrupted", "5-2")) == []
 
@@ -62,6 +66,8 @@ def test_a_reader_that_was_sent_away_may_go_on() -> None:
         ("token '1' came where 0 was due", (token("5-1", 1),)),
         ("token '0' came where 1 was due", (FIRST, token("5-2", 0))),
         ("no reset came between", (FIRST, token("9-1", 0))),
+        ("no reset came between", (FIRST, reset("9-0"), token("7-1", 0))),
+        ("12-2 came after", (FIRST, reset("9-0"), token("12-2", 0))),
         ("a reset to 4-0 came after", (FIRST, reset("4-0"))),
         ("complete with 1 of 2 tokens", (FIRST, done("5-2"))),
         ("came after the end", (FIRST, SECOND, done("5-3"), done("5-3"))),
