@@ -178,13 +178,6 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("api_keys")
-    @classmethod
-    def _long_enough(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if any(len(key.get_secret_value()) < 16 for key in keys):
-            raise ValueError("an API key must have at least 16 characters")
-        return keys
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [backend.name for backend in self.backends]

@@ -14,11 +14,14 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
+import structlog
 
 from common import keys
 from common.contracts import Failure, Job, JsonObject, Outcome, Priority, State, pool_of
 from common.errors import StoreFull
 from common.store import Store
+
+log = structlog.get_logger(__name__)
 
 BATCH_WINDOW: Final = 64
 SLACK_MS: Final = {Priority.INTERACTIVE: 0, Priority.STANDARD: 2_000, Priority.BATCH: 60_000}
@@ -150,6 +153,14 @@ class Retention:
 
     result_s: int = 86_400
     stream_s: int = 3_600
+
+
+UNREADABLE: Final = Settlement(
+    Outcome(State.FAILED, failure=Failure("internal_error", "The job's record can't be read.")),
+    outcome_seq=1,
+    dead=True,
+)
+"""How a job ends that no worker can read."""
 
 
 class Queue:
@@ -307,7 +318,14 @@ class Queue:
                 *lanes,
             ),
         )
-        return None if reply[0] == -1 else _claims(reply)
+        if reply[0] == -1:
+            return None
+        claims, unreadable = _claims(reply)
+        for job_id, fence in unreadable:
+            # No worker will ever be able to read it: it must not go from one to the next.
+            log.error("queue.job_unreadable", job_id=job_id)
+            await self.settle(pool, job_id, worker, fence, UNREADABLE)
+        return claims
 
     async def held(self, pool: str, worker: str) -> dict[str, int]:
         """The jobs that Redis counts as this worker's, with their fences."""
@@ -377,6 +395,12 @@ class Queue:
             "release", keys.pool_prefix(pool), names, (job_id, worker, fence, int(failed), delay_ms)
         )
         return Released(code)
+
+    async def produced(self, pool: str, job_id: str, fence: int) -> int:
+        """How many events of this attempt readers may have."""
+        top: list[Any] = await self._store.command("XREVRANGE", keys.stream(pool, job_id), "+", "-", "COUNT", 1)
+        last_fence, _, seq = top[0][0].partition(b"-") if top else (b"0", b"-", b"0")
+        return int(seq) if int(last_fence) == fence else 0
 
     async def ring(self, pool: str) -> None:
         """Wakes one more worker of the pool: one that was woken has no slot free."""
@@ -500,20 +524,19 @@ def lane_of_fair_field(field: str) -> str | None:
     return rest.rpartition(":")[0] if kind == "f" else None
 
 
-def _claims(reply: list[Any]) -> list[Claim]:
-    claimed_ms = int(reply[0])
-    return [
-        Claim(
-            job=Job.decode(reply[i + 6]),
-            fence=int(reply[i + 1]),
-            attempt=int(reply[i + 2]),
-            failures=int(reply[i + 3]),
-            created_ms=int(reply[i + 4]),
-            deadline_ms=int(reply[i + 5]),
-            claimed_ms=claimed_ms,
-        )
-        for i in range(1, len(reply), 7)
-    ]
+def _claims(reply: list[Any]) -> tuple[list[Claim], list[tuple[str, int]]]:
+    """The claims in a reply, and (job, fence) of those whose job can't be read."""
+    claims: list[Claim] = []
+    unreadable: list[tuple[str, int]] = []
+    for i in range(1, len(reply), 7):
+        try:
+            job = Job.decode(reply[i + 6])
+        except (ValueError, TypeError, KeyError):
+            unreadable.append((reply[i].decode(), int(reply[i + 1])))
+            continue
+        numbers = (int(word) for word in reply[i + 1 : i + 6])
+        claims.append(Claim(job, *numbers, claimed_ms=int(reply[0])))
+    return claims, unreadable
 
 
 def _record(fields: dict[bytes, bytes], position: int | None) -> Record:

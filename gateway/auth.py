@@ -8,12 +8,16 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
 from starlette.requests import Request
 
 from common.config import Settings
 from common.errors import Unauthenticated
 
+log = structlog.get_logger(__name__)
+
 MAX_KEY_BYTES: Final = 512
+SHORT_KEY_BYTES: Final = 16
 LOCAL_TENANT: Final = "local"
 
 
@@ -33,6 +37,8 @@ class Auth:
         self._pepper = secrets.token_bytes(32)
         self._open = Principal(LOCAL_TENANT) if settings.auth == "off" else None
         keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        if any(len(key) < SHORT_KEY_BYTES for key in keys):
+            log.warning("auth.short_api_key", advice=f"Keys of fewer than {SHORT_KEY_BYTES} characters can be guessed.")
         self._known = [(self._digest(key), Principal(tenant_of(key))) for key in keys]
 
     def principal(self, request: Request) -> Principal:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import structlog
 
 from common.clock import Clock
-from common.contracts import Failure, Outcome, State
+from common.contracts import Failure, Outcome, State, Usage
 from common.errors import StoreUnavailable
 from common.queue import Queue, Released, Settlement
 
@@ -107,14 +107,25 @@ class Reaper:
                 break
         return freed
 
+    async def _with_what_was_produced(self, pool: str, job_id: str, fence: int, end: Settlement) -> Settlement:
+        """The end with the dead attempt's timings, and its usage estimated: an event is about a token."""
+        record = await self._queue.get(job_id)
+        if record is None or record.started_ms is None:
+            return end
+        total_ms = await self._queue.now_ms() - record.created_ms
+        timings = {"queued": record.started_ms - record.created_ms, "total": total_ms}
+        events = await self._queue.produced(pool, job_id, fence)
+        usage = Usage(record.job.prompt_tokens, events, {"estimated": True}) if events else None
+        return replace(end, outcome=replace(end.outcome, timings_ms=timings, usage=usage))
+
     async def _free(self, pool: str, worker: str, job_id: str, fence: int) -> bool:
         """Whether this call put the job back or ended it; False where another scheduler was quicker."""
         code = await self._queue.release(pool, job_id, worker, fence, failed=True)
         if code is Released.REFUSED:
             return False
-        if (end := ENDS.get(code)) is not None and not (
-            await self._queue.settle(pool, job_id, worker, fence, end)
-        ).done:
-            return False
+        if (end := ENDS.get(code)) is not None:
+            told = await self._with_what_was_produced(pool, job_id, fence, end)
+            if not (await self._queue.settle(pool, job_id, worker, fence, told)).done:
+                return False
         log.warning("job.reaped", job_id=job_id, worker=worker, outcome=code.name.lower())
         return True

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import pytest
+import structlog
 
 from tests.support.redis_server import EVERY_WRITE_KEPT, RedisServer, binaries
 from tests.support.runner import run
@@ -16,8 +19,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Runs a test that is a coroutine function; leaves the others to pytest."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}))
+    words = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    run(_within(_limit_s(pyfuncitem), pyfuncitem.obj(**words)))
     return True
+
+
+def _limit_s(item: pytest.Function) -> float:
+    """The test's time limit. pytest-timeout's own alarm is swallowed by uvloop, so that it never ends a coroutine."""
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0] if marker else item.config.getini("timeout"))
+
+
+async def _within(limit_s: float, test: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.timeout(limit_s * 0.95):
+        await test
 
 
 @pytest.fixture(scope="session", params=sorted(binaries(), reverse=True))
@@ -66,3 +81,10 @@ def cluster_server(_shared_cluster: RedisServer) -> RedisServer:
     """A server with cluster mode on that owns every slot; each test finds it empty."""
     _shared_cluster.empty()
     return _shared_cluster
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging() -> Iterator[None]:
+    """Leaves no test the logging that another one configured."""
+    yield
+    structlog.reset_defaults()

@@ -49,8 +49,8 @@ class Answer:
         """What the upstream counted, or an estimate that says so (`details["estimated"]`)."""
         if self._usage is not None:
             return self._usage
-        characters = sum(choice.characters for choice in self._choices.values())
-        return Usage(self._prompt_tokens, -(-characters // CHARACTERS_A_TOKEN), {"estimated": True})
+        tokens = sum(choice.tokens for choice in self._choices.values())
+        return Usage(self._prompt_tokens, tokens, {"estimated": True})
 
     def result(self) -> JsonObject:
         """The answer in OpenAI's shape, but for `id`, `object`, `created` and `model`."""
@@ -64,10 +64,21 @@ _TEXTS: Final = ("content", "reasoning_content", "refusal")
 class _Choice:
     """One choice's message, in pieces."""
 
-    __slots__ = ("_calls", "_function_call", "_index", "_logprobs", "_other", "_texts", "characters", "finish_reason")
+    __slots__ = (
+        "_calls",
+        "_function_call",
+        "_index",
+        "_logprobs",
+        "_other",
+        "_texts",
+        "characters",
+        "finish_reason",
+        "pieces",
+    )
 
     def __init__(self, index: int) -> None:
         self.characters = 0
+        self.pieces = 0
         self.finish_reason: str | None = None
         self._index = index
         self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
@@ -89,7 +100,14 @@ class _Choice:
             text = self._add_field(name, value)
             self.characters += len(text)
             size_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        self.pieces += size_bytes > 0
         return size_bytes
+
+    @property
+    def tokens(self) -> int:
+        """An estimate: as a stream's piece is one token, never more than there were pieces of it."""
+        by_length = -(-self.characters // CHARACTERS_A_TOKEN)
+        return min(by_length, self.pieces) if self.pieces > 1 else by_length
 
     def _add_field(self, name: str, value: Any) -> str:
         """Takes one field of a delta; its text, for counting."""

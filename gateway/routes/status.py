@@ -92,6 +92,7 @@ async def _backends(parts: Parts, pool: str) -> list[JsonObject]:
                 {
                     "name": row.name,
                     "kind": row.kind,
+                    "breaker": None,
                     "healthy": health.healthy if health else None,
                     "checked_ms": health.checked_ms if health else None,
                     "load": health.load if health else None,

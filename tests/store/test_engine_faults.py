@@ -83,6 +83,25 @@ async def test_an_order_whose_delivery_was_lost_is_obeyed_when_the_worker_listen
         await rig.ends_as(1, State.CANCELLED)
 
 
+async def test_a_job_that_cannot_be_read_becomes_a_dead_letter_and_its_worker_goes_on(
+    redis_server: RedisServer,
+) -> None:
+    async with a_worker(redis_server.url) as rig:
+        rig.worker.allow_pick_jobs = False
+        specs = (b"no JSON", b"{}", b'{"a_field":"of a later version","priority":1}', b'"\\xff"')
+        for number, spec in enumerate(specs, 2):
+            await rig.queue.submit(a_job(number))
+            await rig.store.command("HSET", f"hr:{{{POOL}}}:job:{job_id(number)}", "spec", spec)
+        await rig.queue.submit(a_job(1))
+        rig.worker.allow_pick_jobs = True
+        (await rig.running(1)).go_on.set()
+        await rig.ends_as(1, State.SUCCEEDED)
+        states = [redis_server.command("HGET", f"hr:{{{POOL}}}:job:{job_id(n)}", "state") for n in (2, 3, 4, 5)]
+        assert states == [b"failed"] * 4
+        assert redis_server.command("ZCARD", f"hr:{{{POOL}}}:dead") == 4
+        assert await rig.queue.held(POOL, rig.worker.id) == {}
+
+
 class ReluctantRun(SteeredRun):
     """A run that takes its time to let go when it is cancelled."""
 

@@ -21,7 +21,7 @@ def free_port() -> int:
     """A loopback port that nothing listens on at this moment.
 
     It lies below the range from which the system takes ports for outgoing connections (also those it gives for 0), so
-    that none of these takes it while its server is down. Ten thousand above it is room for a cluster's bus.
+    that none of these takes it while its server is down.
     """
     while True:
         port = random.randrange(12_000, 32_000)
@@ -54,7 +54,8 @@ class RedisServer:
             binary,
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""),
             *("--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"),
-            *("--cluster-enabled", "yes" if cluster else "no"),
+            # The bus's own port, since the usual one, ten thousand above, may be some outgoing connection's.
+            *(("--cluster-enabled", "yes", "--cluster-port", str(free_port())) if cluster else ()),
             *options,
         ]
         self._log = directory / "server.log"

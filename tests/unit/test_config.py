@@ -107,7 +107,6 @@ def test_what_kubernetes_tells_of_services_beside_us_is_let_be_and_a_misspelling
         ("AUTH", "maybe"),
         ("LOG_LEVEL", "loud"),
         ("POOLS", "Default"),
-        ("API_KEYS", "short"),
         ("MODELS", "{not json"),
     ],
 )
