@@ -15,8 +15,9 @@ from tests.chaos.plan import Plan
 from tests.chaos.weather import Weather
 from tests.support.fleet import Fleet
 from tests.support.history import job_problems, stream_problems
+from tests.support.redis_server import EVERY_WRITE_KEPT
 from tests.support.runner import drawn_seed
-from tests.support.stage import KILLABLE, LEASE_S, POOL, Stage
+from tests.support.stage import LEASE_S, POOL, Stage
 
 RUN_LIMIT_S = 600
 
@@ -26,7 +27,14 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Two gateways, three workers, a scheduler."""
     place = tmp_path_factory.mktemp("chaos")
     fleet = Fleet(
-        place, gateways=2, workers=3, valkey=KILLABLE, lease_s=LEASE_S, disconnect_grace_s=6, drain_s=4, max_attempts=4
+        place,
+        gateways=2,
+        workers=3,
+        valkey=EVERY_WRITE_KEPT,
+        lease_s=LEASE_S,
+        disconnect_grace_s=6,
+        drain_s=3,
+        max_attempts=4,
     )
     try:
         yield Stage(fleet.start())

@@ -15,10 +15,6 @@ from tests.support.history import ENDED, Entry, count_problems, stream_problems
 from tests.support.reader import Caller
 
 LEASE_S: Final = 2
-KILLABLE: Final = ("--appendfsync", "no")
-"""With `everysec`, what is answered while a sync is under way is written only after it, and a kill in that moment loses
-it. Without syncs everything is written before it is answered: a kill of the process (not of the machine) loses nothing.
-"""
 POOL: Final = "default"
 
 Result = TypeVar("Result")

@@ -7,14 +7,22 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.fleet import Fleet
-from tests.support.stage import KILLABLE, LEASE_S, Stage
+from tests.support.redis_server import EVERY_WRITE_KEPT
+from tests.support.stage import LEASE_S, Stage
 
 
 @pytest.fixture(scope="session")
 def _stage_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     place = tmp_path_factory.mktemp("faults")
     fleet = Fleet(
-        place, gateways=2, workers=2, valkey=KILLABLE, lease_s=LEASE_S, disconnect_grace_s=1, drain_s=4, keepalive_s=1
+        place,
+        gateways=2,
+        workers=2,
+        valkey=EVERY_WRITE_KEPT,
+        lease_s=LEASE_S,
+        disconnect_grace_s=1,
+        drain_s=3,
+        keepalive_s=1,
     )
     try:
         yield Stage(fleet.start())

@@ -112,7 +112,7 @@ async def test_a_worker_told_to_stop_while_valkey_is_away_stops_and_its_jobs_are
         await asyncio.to_thread(stage.redis.kill)
         told_s = time.monotonic()
         assert await asyncio.to_thread(stage.fleet.terminate, "worker-0") == 0
-        say("a worker was gone, without Valkey and with a drain of 4 s, after", told_s)
+        say("a worker was gone, without Valkey and with a drain of 3 s, after", told_s)
         await asyncio.to_thread(stage.redis.start)
         await asyncio.to_thread(stage.fleet.start_again, "worker-0")
         assert (await caller.ended(ids[0]))["status"] == "succeeded"

@@ -175,12 +175,12 @@ async def test_what_outlasts_a_workers_drain_goes_back_without_a_failure_or_ends
     async with stage.caller() as caller:
         await asyncio.to_thread(stage.fleet.terminate, "worker-1")
         reading = await stage.off(caller.chat(long, cut))
-        begun = await caller.submit(numbered(12, first_token_ms=5_500))
+        begun = await caller.submit(numbered(12, first_token_ms=4_500))
         await until(lambda: cut.seen >= 3 and _runs(stage, begun, "1"), "they did not begin")
         told_s = time.monotonic()
         stage.fleet.members["worker-0"].signal(signal.SIGTERM)
         status = await asyncio.to_thread(stage.fleet.members["worker-0"].wait)
-        say("a worker with endless work was gone after its drain of 4 s", told_s)
+        say("a worker with endless work was gone after its drain of 3 s", told_s)
         await reading
         assert (stage.field(begun, "state"), stage.field(begun, "failures")) == ("queued", "0")
         await asyncio.to_thread(stage.fleet.start_again, "worker-1")
