@@ -43,12 +43,14 @@ MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 PREFIX: Final = "HEADRACE_"
 OTHER_NAMES: Final = frozenset({"HEADRACE_CONFIG", "HEADRACE_URL", "HEADRACE_API_KEY"})
 FREE_PREFIXES: Final = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
-LATER_NAMES: Final = frozenset({"HEADRACE_GRPC_PORT", "HEADRACE_DATABASE_URL", "HEADRACE_JOURNAL"})
+LATER_NAMES: Final = frozenset({"HEADRACE_GRPC_PORT"})
 # Kubernetes puts these into every container beside a service called headrace or headrace-….
 _SERVICE_LINK: Final = re.compile(
     r"HEADRACE_(\w+_)?((SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|PORT=(tcp|udp|sctp)://.*)"
 )
 Kind = Literal["vllm", "ollama", "llamacpp", "openai", "echo"]
+ClassName = Literal["interactive", "standard", "batch"]
+TENANT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ConfigError(ValueError):
@@ -121,12 +123,24 @@ class Price(Row):
 
 
 class Model(Row):
-    """A public model name: its targets, tried in order."""
+    """A public model name: its targets, tried in order.
+
+    `hedge_after_ms`: where no token came for so long, the next target is asked too, and the first to answer wins.
+    """
 
     targets: tuple[Target, ...] = Field(min_length=1)
     price: Price | None = None
     max_tokens: PositiveInt | None = None
     context_tokens: PositiveInt | None = None
+    hedge_after_ms: PositiveInt | None = None
+
+
+class Tenant(Row):
+    """Whoever shares the fleet with others: keys of its own, a weight in the fair share, a limit to what may wait."""
+
+    api_keys: tuple[SecretStr, ...] = ()
+    weight: PositiveFloat = Field(default=1, le=1000, ge=0.001)
+    max_waiting_jobs: PositiveInt | None = None
 
 
 def _shared(pools: Sequence[Sequence[str]]) -> list[str]:
@@ -141,12 +155,15 @@ class Settings(BaseSettings):
 
     backends: tuple[Backend, ...] = ()
     models: dict[str, Model] = Field(default_factory=dict[str, Model])
+    tenants: dict[str, Tenant] = Field(default_factory=dict[str, Tenant])
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8080, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     redis_url: str | None = None
+    database_url: SecretStr | None = None
+    journal: Literal["on", "off"] = "on"
     data_dir: Path = Path(".headrace")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     auth: Literal["on", "off"] = "on"
@@ -164,6 +181,8 @@ class Settings(BaseSettings):
     request_timeout_s: PositiveFloat = 10
     max_attempts: PositiveInt = 3
     max_lane_depth: PositiveInt = 100_000
+    max_waiting_jobs: PositiveInt = 50_000
+    store_memory_share: float = Field(default=0.8, gt=0, le=1)
     max_body_bytes: PositiveInt = 4 * 1024 * 1024
     max_output_bytes: PositiveInt = 16 * 1024 * 1024
     interactive_deadline_s: PositiveFloat = 600
@@ -171,9 +190,16 @@ class Settings(BaseSettings):
     batch_deadline_s: PositiveFloat = 86_400
     result_retention_s: PositiveInt = 86_400
     stream_retention_s: PositiveInt = 3_600
+    idempotency_retention_s: PositiveInt = 86_400
+    preemptible: Annotated[tuple[ClassName, ...], NoDecode] = ()
+    preempt_after_ms: PositiveInt = 100
+    breaker_failures: PositiveInt = 3
+    breaker_cooloff_s: PositiveFloat = 30
+    retry_budget: float = Field(default=0.1, ge=0, le=1)
+    hedge_budget: float = Field(default=0.05, ge=0, le=1)
     probe_interval_s: PositiveFloat = 5
 
-    @field_validator("api_keys", "cors_origins", "pools", mode="before")
+    @field_validator("api_keys", "cors_origins", "pools", "preemptible", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -185,9 +211,22 @@ class Settings(BaseSettings):
             raise ValueError("backends: two have the same name")
         for name, model in self.models.items():
             self._check_model(name, model)
+        self._check_tenants()
+        if "interactive" in self.preemptible:
+            raise ValueError("HEADRACE_PREEMPTIBLE: interactive work is what others give way to; name standard or batch")
         if self.auth == "off" and self.http_host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError("HEADRACE_AUTH=off is accepted only with HEADRACE_HTTP_HOST on loopback")
         return self
+
+    def _check_tenants(self) -> None:
+        seen = {key.get_secret_value() for key in self.api_keys}
+        for name, tenant in self.tenants.items():
+            if not TENANT_NAME.fullmatch(name):
+                raise ValueError(f"tenants: {name!r} is no usable name (letters, digits, '._-', at most 64)")
+            for key in tenant.api_keys:
+                if key.get_secret_value() in seen:
+                    raise ValueError(f"tenants.{name}: one of its keys stands elsewhere too")
+                seen.add(key.get_secret_value())
 
     def _check_model(self, name: str, model: Model) -> None:
         if not MODEL_NAME.fullmatch(name):

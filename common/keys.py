@@ -92,6 +92,47 @@ def probe(pool: str, backend: str) -> str:
     return f"hr:{{{pool}}}:probe:{backend}"  # string, health; whoever makes it probes this backend; TTL
 
 
+def waiting(pool: str) -> str:
+    return f"hr:{{{pool}}}:waiting"  # hash, queue; `j:<tenant>` jobs and `t:<lane>` tokens that wait; allow-listed
+
+
+def idempotency(pool: str, tenant: str, digest: str) -> str:
+    return f"hr:{{{pool}}}:idem:{tenant}:{digest}"  # string `<job id> <fingerprint>`, queue; TTL
+
+
+def warm(pool: str) -> str:
+    return f"hr:{{{pool}}}:warm"  # hash batch key -> `<worker> <ms>` that served it last, queue; TTL
+
+
+def capacity(pool: str) -> str:
+    return f"hr:{{{pool}}}:capacity"  # hash worker id -> jobs it can hold at once, queue; allow-listed, as `workers`
+
+
+def worker_bell(pool: str, worker: str) -> str:
+    return f"hr:{{{pool}}}:bell:{worker}"  # list, queue; wake-ups for this worker alone; TTL
+
+
+def ended(pool: str) -> str:
+    return f"hr:{{{pool}}}:ended"  # stream of journaled jobs that ended, until the ledger has them, queue; allow-listed
+
+
+def backend_prefix(backend: str) -> str:
+    """What every key of a backend begins with: one slot each, whatever pools may call it."""
+    return f"hr:{{b:{backend}}}:"
+
+
+def breaker(backend: str) -> str:
+    return f"hr:{{b:{backend}}}:breaker"  # hash: state, failures, times, who probes, breaker; TTL
+
+
+def backend_slots(backend: str) -> str:
+    return f"hr:{{b:{backend}}}:slots"  # hash worker id -> slots granted, wanted, lease's end ms, backends; TTL
+
+
+def backend_keys(backend: str) -> str:
+    return f"hr:{{b:{backend}}}:keys"  # hash API key's digest -> ms until which it is not to be used, backends; TTL
+
+
 def tenant_prefix(tenant: str) -> str:
     """What every key of a tenant begins with."""
     return f"hr:{{t:{tenant}}}:"
@@ -101,9 +142,16 @@ def tenant_jobs(tenant: str) -> str:
     return f"hr:{{t:{tenant}}}:jobs"  # zset job id -> created µs, queue; TTL
 
 
+def tenant_idempotency(tenant: str, digest: str) -> str:
+    return f"hr:{{t:{tenant}}}:idem:{digest}"  # string: fingerprint of the body that came with it, queue; TTL
+
+
 ALLOWED_WITHOUT_TTL = frozenset(
-    {"lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "workers", "stats", "lane", "held"}
-)
+    {
+        "lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "workers", "stats", "lane", "held",
+        "waiting", "capacity", "ended",
+    }
+)  # fmt: skip
 """The second part of the keys that may stand without a TTL; everything else must have one."""
 
 EVERY_KEY = "hr:{*"
