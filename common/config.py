@@ -36,6 +36,7 @@ from pydantic_settings import (
 )
 
 from common.contracts import is_pool_name
+from common.sentinel import check_url
 
 DEFAULT_FILE: Final = "headrace.yaml"
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
@@ -204,6 +205,13 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _usable_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_url(value)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [backend.name for backend in self.backends]
@@ -213,7 +221,9 @@ class Settings(BaseSettings):
             self._check_model(name, model)
         self._check_tenants()
         if "interactive" in self.preemptible:
-            raise ValueError("HEADRACE_PREEMPTIBLE: interactive work is what others give way to; name standard or batch")
+            raise ValueError(
+                "HEADRACE_PREEMPTIBLE: interactive work is what others give way to"
+            )
         if self.auth == "off" and self.http_host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError("HEADRACE_AUTH=off is accepted only with HEADRACE_HTTP_HOST on loopback")
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
@@ -69,7 +70,9 @@ class Job:
     `body` is the request in OpenAI's shape for `endpoint`. `stream` tells whether the upstream is to be asked for
     tokens as they come, `include_usage` whether the stream's readers get OpenAI's usage chunk. `deadline_in_ms` and
     `delay_ms` count from acceptance. `cost_tokens` is an estimate (prompt and answer) in which fair share and the
-    expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better.
+    expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better. `weight`
+    is the tenant's in the fair share. `idempotency` is the digest of the caller's key, `fingerprint` that of what came
+    with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
     """
 
     id: str
@@ -91,6 +94,11 @@ class Job:
     on_interrupt: OnInterrupt = OnInterrupt.FAIL
     metadata: JsonObject = field(default_factory=dict[str, Any])
     request_id: str = ""
+    weight: float = 1.0
+    idempotency: str = ""
+    fingerprint: str = ""
+    journal: bool = False
+    replay_of: str = ""
 
     def encode(self) -> bytes:
         """The job as JSON bytes, as it is stored."""
@@ -98,8 +106,11 @@ class Job:
 
     @classmethod
     def decode(cls, raw: bytes) -> Job:
-        """The job that `encode` wrote. Raises ValueError or TypeError on anything else."""
-        fields = orjson.loads(raw)
+        """The job that `encode` wrote. Raises ValueError, KeyError or TypeError on anything else.
+
+        Unknown fields are left out: in a rolling upgrade an old worker meets the jobs of a newer gateway.
+        """
+        fields = _known(cls, orjson.loads(raw))
         fields["priority"] = Priority(fields["priority"])
         fields["on_disconnect"] = OnDisconnect(fields["on_disconnect"])
         fields["on_interrupt"] = OnInterrupt(fields["on_interrupt"])
@@ -164,13 +175,13 @@ class Outcome:
 
     @classmethod
     def decode(cls, raw: bytes) -> Outcome:
-        """The outcome that `encode` wrote."""
-        fields = orjson.loads(raw)
+        """The outcome that `encode` wrote; unknown fields are left out."""
+        fields = _known(cls, orjson.loads(raw))
         fields["status"] = State(fields["status"])
         if fields["usage"] is not None:
-            fields["usage"] = Usage(**fields["usage"])
+            fields["usage"] = Usage(**_known(Usage, fields["usage"]))
         if fields["failure"] is not None:
-            fields["failure"] = Failure(**fields["failure"])
+            fields["failure"] = Failure(**_known(Failure, fields["failure"]))
         return cls(**fields)
 
 
@@ -191,6 +202,10 @@ class Position:
         if not dash or not _is_number(fence, 16) or not _is_number(seq, 10):
             raise ValueError(f"not a stream position: {text[:40]!r}")
         return cls(int(fence), int(seq))
+
+
+def _known(of: type[Job | Outcome | Usage | Failure], fields: JsonObject) -> JsonObject:
+    return {row.name: fields[row.name] for row in dataclass_fields(of) if row.name in fields}
 
 
 def _is_number(text: str, most_digits: int) -> bool:

@@ -100,10 +100,20 @@ class StoreUnavailable(LaterError):
     code = "store_unavailable"
 
 
+class StoreUntouched(StoreUnavailable):
+    """The queue's store cannot be reached at the moment, and what was asked of it did certainly not happen."""
+
+
 class StoreFull(LaterError):
     """The queue's store is out of memory; running work goes on, new work is refused for now."""
 
     code = "store_full"
+
+
+class LedgerUnavailable(LaterError):
+    """The ledger's database cannot be reached at the moment; try again shortly."""
+
+    code = "ledger_unavailable"
 
 
 # --- the upstream failed; may be tried elsewhere before the first token -----------------------------------------------
@@ -128,6 +138,12 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
 
 
+class UpstreamUnavailable(UpstreamError):
+    """None of the model's servers takes a call at the moment."""
+
+    code = "upstream_unavailable"
+
+
 class UpstreamBusy(UpstreamError):
     """The model's server refuses work at the moment."""
 
@@ -138,6 +154,10 @@ class UpstreamProtocolError(UpstreamError):
     """The model's server sent something that its protocol does not allow."""
 
     code = "upstream_protocol_error"
+
+
+class AnswerTooLong(UpstreamProtocolError):
+    """The answer is longer than this gateway keeps."""
 
 
 class UpstreamCredentials(UpstreamError):

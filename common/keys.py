@@ -80,6 +80,10 @@ def stats(pool: str) -> str:
     return f"hr:{{{pool}}}:stats"  # hash of counters since ever and the measured drain rate, queue; allow-listed
 
 
+def noting(pool: str) -> str:
+    return f"hr:{{{pool}}}:noting"  # string, queue; whoever makes it notes the measured pace; TTL
+
+
 def inbox(pool: str, gateway: str) -> str:
     return f"hr:{{{pool}}}:inbox:{gateway}"  # stream of frames for one gateway process, stream; TTL
 
@@ -114,6 +118,10 @@ def worker_bell(pool: str, worker: str) -> str:
 
 def ended(pool: str) -> str:
     return f"hr:{{{pool}}}:ended"  # stream of journaled jobs that ended, until the ledger has them, queue; allow-listed
+
+
+def ledger(pool: str) -> str:
+    return f"hr:{{{pool}}}:ledger"  # string: identity of the ledger that keeps this pool's journal, outbox; TTL
 
 
 def backend_prefix(backend: str) -> str:

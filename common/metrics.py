@@ -138,6 +138,9 @@ class GatewayMetrics(Group):
         self._events.inc(count)
 
 
+_BREAKER_LEVELS: Final = {"closed": 0, "half_open": 1, "open": 2}
+
+
 @dataclass(slots=True)
 class _JobSeries:
     """The children for jobs of one pool, class and model."""
@@ -182,6 +185,11 @@ class WorkerMetrics(Group):
             "upstream_first_token_seconds", "A call's first token.", "backend", buckets=FIRST_TOKEN_SECONDS
         )
         self._errors = self.counter("upstream_errors", "Calls that failed.", "backend", "code")
+        self._retried = self.counter(
+            "retries", "Calls made again: at the next backend, with another key, or later.", "result"
+        )
+        self._hedged = self.counter("hedges", "Second calls made because the first was slow, and which won.", "result")
+        self._breaker = self.gauge("backend_breaker", "0 closed, 1 half-open, 2 open.", "backend")
         self._series: dict[tuple[str, Priority, str], _JobSeries] = {}
         self._calls: dict[str, tuple[Histogram, Histogram]] = {}
 
@@ -220,6 +228,18 @@ class WorkerMetrics(Group):
     def upstream_error(self, backend: str, code: str) -> None:
         """Counts a failed call by our own code for it."""
         self._errors.labels(backend, code).inc()
+
+    def retry(self, how: str) -> None:
+        """Counts a call made again: `next` backend, other `key`, or `later`."""
+        self._retried.labels(how).inc()
+
+    def hedge(self, result: str) -> None:
+        """Counts a hedge that `won` or `lost`."""
+        self._hedged.labels(result).inc()
+
+    def breaker(self, backend: str, phase: str) -> None:
+        """Sets a backend's gauge to the phase of its breaker."""
+        self._breaker.labels(backend).set(_BREAKER_LEVELS[phase])
 
     def _of(self, job: Job) -> _JobSeries:
         key = (job.pool, job.priority, job.model)

@@ -35,7 +35,8 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from common.errors import HeadraceError, InternalError, StoreFull, StoreUnavailable
+from common.errors import HeadraceError, InternalError, StoreFull, StoreUnavailable, StoreUntouched
+from common.sentinel import MasterConnection, pool_options, sentinels_of
 
 Argument = str | bytes | int | float
 
@@ -77,14 +78,15 @@ def load_scripts() -> dict[str, Script]:
 
 
 class _Trip:
-    """One command under way: its name for messages, its bytes, and where its reply goes."""
+    """One command under way: its name for messages, its bytes, whether they may have gone, where its reply goes."""
 
-    __slots__ = ("name", "packed", "reply")
+    __slots__ = ("name", "packed", "reply", "sent")
 
     def __init__(self, name: str, packed: bytes, reply: asyncio.Future[Any]) -> None:
         self.name = name
         self.packed = packed
         self.reply = reply
+        self.sent = False
 
 
 class Store:
@@ -104,23 +106,11 @@ class Store:
 
     @classmethod
     def from_url(cls, url: str, *, clock_offset_ms: int = 0) -> Store:
-        """A store at this `redis://`, `rediss://` or `unix://` URL; nothing is connected yet.
+        """A store at this URL (`common.sentinel` knows those of a failover group); nothing is connected yet.
 
         Retrying is switched off: a write whose reply was lost must not be sent twice behind our back.
         """
-        # A Unix socket's connection doesn't even know the word.
-        keepalive = {} if url.startswith("unix://") else {"socket_keepalive": True}
-        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url,
-            max_connections=16,
-            timeout=CONNECT_TIMEOUT_S,
-            # The limit is set around each trip, once, and not around each of its replies (it costs 10 µs a reply).
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            **keepalive,
-        )
-        return cls(pool, clock_offset_ms=clock_offset_ms)
+        return cls(_pool(url), clock_offset_ms=clock_offset_ms)
 
     async def close(self) -> None:
         """Ends the pump and every connection; calls still waiting, and later ones, fail with StoreUnavailable."""
@@ -192,12 +182,14 @@ class Store:
         trips = trips + self._waiting
         self._waiting = []
         for trip in trips:
-            _refuse(trip, error)
+            _refuse(trip, _untouched(error) if not trip.sent else error)
 
     async def _replies(self, trips: list[_Trip]) -> list[Any]:
         if self._connection is None:
             self._connection = await self.pool.get_connection()  # pyright: ignore[reportUnknownMemberType]
             await self._pipeline(self._connection, self._load)
+        for trip in trips:
+            trip.sent = True
         replies = await self._pipeline(self._connection, [trip.packed for trip in trips])
         forgotten = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if forgotten:
@@ -231,17 +223,25 @@ class Store:
         except _UNAVAILABLE as error:
             raise _unreachable(error) from error
         try:
-            yield BlockingReader(connection)
+            yield BlockingReader(connection, self._is_current)
         finally:
             await _hang_up(connection)
             await self.pool.release(connection)
+
+    def _is_current(self, connection: AbstractConnection) -> bool:
+        """Whether the server at the other end is, as far as this process knows, still the one to speak to."""
+        known = self._connection
+        if not isinstance(connection, MasterConnection) or not isinstance(known, MasterConnection):
+            return True
+        return (connection.host, connection.port) == (known.host, known.port)
 
 
 class BlockingReader:
     """A connection that one reader waits on."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, is_current: Callable[[AbstractConnection], bool]) -> None:
         self._connection = connection
+        self._is_current = is_current
 
     async def command(self, *words: Argument, wait_s: float) -> Any:
         """The raw reply of a command that waits up to `wait_s` on the server. Raises StoreUnavailable or InternalError.
@@ -249,6 +249,10 @@ class BlockingReader:
         After an error or a cancelled wait it starts afresh: a late reply never answers a later command.
         """
         packed = _pack(words)
+        if not self._is_current(self._connection):
+            # A master that was demoted still answers reads, with what it has of its successor.
+            await _hang_up(self._connection)
+            raise StoreUnavailable("The queue's store has moved to another server.")
         try:
             async with asyncio.timeout(wait_s + REPLY_TIMEOUT_S):
                 await self._connection.send_packed_command([packed])
@@ -262,6 +266,24 @@ class BlockingReader:
         except BaseException:
             await _hang_up(self._connection)
             raise
+
+
+def _pool(url: str) -> ConnectionPool:
+    options: dict[str, Any] = {
+        "max_connections": 16,
+        "timeout": CONNECT_TIMEOUT_S,
+        # The limit is set around each trip, once, and not around each of its replies (it costs 10 µs a reply).
+        "socket_timeout": None,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if not url.startswith("unix://"):
+        # A Unix socket's connection doesn't even know the word.
+        options["socket_keepalive"] = True
+    sentinels = sentinels_of(url)
+    if sentinels is not None:
+        return BlockingConnectionPool(**options, **pool_options(sentinels))
+    return BlockingConnectionPool.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType]
 
 
 async def _hang_up(connection: AbstractConnection) -> None:
@@ -298,9 +320,15 @@ def _refuse(trip: _Trip, error: HeadraceError) -> None:
         trip.reply.exception()
 
 
+def _untouched(error: HeadraceError) -> HeadraceError:
+    return StoreUntouched(error.failure.message) if isinstance(error, StoreUnavailable) else error
+
+
 def _translate(error: RedisError, name: str) -> HeadraceError:
-    if isinstance(error, _UNAVAILABLE) or str(error).startswith(("MISCONF", "NOREPLICAS")):
+    if isinstance(error, _UNAVAILABLE) or str(error).startswith("UNBLOCKED"):
         return _unreachable(error)
+    if str(error).startswith(("MISCONF", "NOREPLICAS")):
+        return _untouched(_unreachable(error))
     if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM"):
         return StoreFull()
     return InternalError(f"The store refused {name}: {str(error)[:200]}")

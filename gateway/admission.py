@@ -8,11 +8,12 @@ from typing import Final
 
 from common.config import Settings
 from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priority, new_job_id
-from common.errors import BadRequest, ModelNotFound, QueueFull, StoreUnavailable
+from common.errors import BadRequest, ModelNotFound, QueueFull, StoreFull, StoreUnavailable, StoreUntouched
 from common.queue import Admitted, Queue, Submitted
 from gateway.auth import Principal
-from gateway.dialects.native import JobOptions
-from gateway.dialects.openai import ChatRequest
+from gateway.dialects.native import Asked, JobOptions
+from gateway.pressure import Pressure, store_full
+from gateway.withdrawal import Withdrawals
 
 FULL_RETRY_AFTER_S: Final = 5.0
 LONGEST_WAIT_S: Final = 1.8
@@ -37,9 +38,11 @@ BACKGROUND: Final = Manner(Priority.STANDARD, OnDisconnect.CONTINUE, OnInterrupt
 class Admission:
     """Makes jobs of requests and puts them into the queue."""
 
-    def __init__(self, settings: Settings, queue: Queue) -> None:
+    def __init__(self, settings: Settings, queue: Queue, pressure: Pressure, withdrawals: Withdrawals) -> None:
         self._settings = settings
         self._queue = queue
+        self._pressure = pressure
+        self._withdrawals = withdrawals
         self._deadline_ms = {
             Priority.INTERACTIVE: int(settings.interactive_deadline_s * 1000),
             Priority.STANDARD: int(settings.standard_deadline_s * 1000),
@@ -49,7 +52,7 @@ class Admission:
     def job(
         self,
         principal: Principal,
-        chat: ChatRequest,
+        asked: Asked,
         options: JobOptions,
         manner: Manner,
         *,
@@ -57,52 +60,62 @@ class Admission:
         metadata: JsonObject | None = None,
     ) -> Job:
         """The job that this request asks for. Raises ModelNotFound, BadRequest."""
-        pool = self._settings.pool_by_model.get(chat.model)
+        pool = self._settings.pool_by_model.get(asked.model)
         if pool is None:
             raise ModelNotFound(
-                f"The model {chat.model[:128]!r} does not exist or you do not have access to it.", param="model"
+                f"The model {asked.model[:128]!r} does not exist or you do not have access to it.", param="model"
             )
-        self._check_length(chat)
+        self._check_length(asked)
         priority = manner.priority if options.priority is None else options.priority
         return Job(
             id=new_job_id(pool),
             pool=pool,
             tenant=principal.tenant,
-            endpoint="/v1/chat/completions",
-            model=chat.model,
-            body=chat.body,
+            endpoint=asked.endpoint,
+            model=asked.model,
+            body=asked.body,
             priority=priority,
-            stream=manner.stream,
-            include_usage=chat.include_usage,
-            batch_key=options.batch_key,
+            stream=manner.stream and asked.streams,
+            include_usage=asked.include_usage,
+            batch_key=options.batch_key or asked.batch_key,
             # A class's own deadline counts from when the job may begin; a caller's from now, as it says.
             deadline_in_ms=options.deadline_ms or self._deadline_ms[priority] + options.delay_ms,
             delay_ms=options.delay_ms,
             max_attempts=self._settings.max_attempts,
-            cost_tokens=chat.cost_tokens,
-            prompt_tokens=chat.prompt_tokens,
+            cost_tokens=asked.cost_tokens,
+            prompt_tokens=asked.prompt_tokens,
             on_disconnect=options.on_disconnect or manner.on_disconnect,
             on_interrupt=options.on_interrupt or manner.on_interrupt,
             metadata=metadata or {},
             request_id=request_id,
         )
 
-    def _check_length(self, chat: ChatRequest) -> None:
-        limit = self._settings.models[chat.model].max_tokens
-        asked = chat.body.get("max_completion_tokens") or chat.body.get("max_tokens")
-        if limit is not None and asked is not None and asked > limit:
-            raise BadRequest(f"max_tokens: at most {limit} for this model, {asked} were asked for.", param="max_tokens")
+    def _check_length(self, asked: Asked) -> None:
+        limit = self._settings.models[asked.model].max_tokens
+        tokens = asked.body.get("max_completion_tokens") or asked.body.get("max_tokens")
+        if limit is not None and tokens is not None and tokens > limit:
+            raise BadRequest(
+                f"max_tokens: at most {limit} for this model, {tokens} were asked for.", param="max_tokens"
+            )
 
     async def admit(self, job: Job, *, gateway: str = "") -> Admitted:
         """The job is in the queue. Raises QueueFull, StoreUnavailable, StoreFull.
 
-        A lost reply is asked for once more: a second submission of the same id changes nothing.
+        A lost reply is asked for once more: a second submission of the same id changes nothing. Where the caller is
+        refused although the store may have the job, it is withdrawn, unless an idempotency key lets it be found.
         """
+        self._pressure.check()
         try:
             async with asyncio.timeout(LONGEST_WAIT_S):
                 admitted = await self._submit(job, gateway)
-        except TimeoutError:
+        except StoreUntouched:
+            raise
+        except (TimeoutError, StoreUnavailable):
+            if not job.idempotency:
+                self._withdrawals.owe(job.id)
             raise StoreUnavailable() from None
+        except StoreFull:
+            raise store_full() from None
         if admitted.code is Submitted.FULL:
             text = f"The queue for {job.model!r} is full ({admitted.ahead} jobs wait); try again later."
             raise QueueFull(text, retry_after_s=FULL_RETRY_AFTER_S)
@@ -111,5 +124,10 @@ class Admission:
     async def _submit(self, job: Job, gateway: str) -> Admitted:
         try:
             return await self._queue.submit(job, gateway=gateway)
-        except StoreUnavailable:
+        except StoreUntouched:
             return await self._queue.submit(job, gateway=gateway)
+        except StoreUnavailable as first:
+            try:
+                return await self._queue.submit(job, gateway=gateway)
+            except StoreUntouched:
+                raise first from None

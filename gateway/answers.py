@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Callable
+from typing import Final, ParamSpec, TypeVar
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from common.contracts import Failure, Job, Outcome, State
 from common.errors import HeadraceError, InternalError
 from common.stream import OUTCOME, Entry
-from gateway.dialects.openai import ChunkShape, completion
+from gateway.dialects.native import answer_body
+from gateway.dialects.openai import ChunkShape
 from gateway.errors import openai_error
 from gateway.hub import Subscription, Waiter
 from gateway.parts import Parts
@@ -22,6 +23,10 @@ DURABILITY: Final = {"x-headrace-durability": "redis"}
 # Most answers come before this; only later is it worth a task to notice that the caller has hung up.
 PATIENCE_S: Final = 1.0
 LATE_S: Final = 30.0
+LARGE_BYTES: Final = 256 * 1024
+
+Given = ParamSpec("Given")
+Shaped = TypeVar("Shaped")
 
 
 def job_headers(job_id: str) -> dict[str, str]:
@@ -87,8 +92,17 @@ async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
     outcome, result = await _end_of(parts, job.id, waiter)
     if outcome.status is not State.SUCCEEDED or result is None:
         return refusal(outcome.failure or Failure("internal_error", "The job ended without a reason."), job.id)
-    body = completion(job.id, admitted.created_ms // 1000, job.model, orjson.loads(result))
+    body = await shaped(result, answer_body, job, admitted.created_ms // 1000, result)
     return Response(body, 200, job_headers(job.id), "application/json")
+
+
+async def shaped(
+    result: bytes | None, shape: Callable[Given, Shaped], *given: Given.args, **named: Given.kwargs
+) -> Shaped:
+    """What `shape` makes of what is given. A large result is shaped beside the event loop, which others need."""
+    if result is None or len(result) < LARGE_BYTES:
+        return shape(*given, **named)
+    return await asyncio.to_thread(shape, *given, **named)
 
 
 async def _end_of(parts: Parts, job_id: str, waiter: Waiter) -> tuple[Outcome, bytes | None]:

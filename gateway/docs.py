@@ -18,6 +18,7 @@ from starlette.responses import Response
 from common.contracts import JsonObject
 from common.errors import NotFound
 from gateway.dialects.chat_schema import CHAT_BODY
+from gateway.dialects.embeddings import EMBEDDINGS_BODY
 from gateway.dialects.native import JOB_BODY, MAX_BATCH_KEY_CHARACTERS, MAX_DEADLINE_MS, PROMPT_BODY
 
 API_PATH: Final = "/docs/api"
@@ -35,7 +36,12 @@ _POLICY: Final = (
 )
 
 Route = dict[str, Any]
-_BODIES: Final = {"ChatBody": CHAT_BODY, "JobBody": JOB_BODY, "PromptBody": PROMPT_BODY}
+_BODIES: Final = {
+    "ChatBody": CHAT_BODY,
+    "EmbeddingsBody": EMBEDDINGS_BODY,
+    "JobBody": JOB_BODY,
+    "PromptBody": PROMPT_BODY,
+}
 
 
 # --- what the routes say of themselves --------------------------------------------------------------------------------
@@ -117,6 +123,14 @@ CHAT: Final = _route(
     "Create a chat completion",
     {200: _COMPLETION, **_refusals(_OPENAI_ERROR, *_WORK)},
     requestBody=_body("ChatBody"),
+    parameters=_OPTIONS,
+    security=_KEY,
+)
+EMBEDDINGS: Final = _route(
+    "OpenAI",
+    "Create embeddings",
+    {200: _answer("One embedding for each input."), **_refusals(_OPENAI_ERROR, *_WORK)},
+    requestBody=_body("EmbeddingsBody"),
     parameters=_OPTIONS,
     security=_KEY,
 )

@@ -64,6 +64,9 @@ TABLE: Final = {
     "server_overloaded": Row(503, _SERVER, retry=True),
     "store_unavailable": Row(503, _SERVER, retry=True),
     "store_full": Row(503, _SERVER, retry=True),
+    "ledger_unavailable": Row(503, _SERVER, retry=True),
+    # An accepted job whose deadline passed while the store that lost it had nothing to run.
+    "redis_lost": Row(503, _SERVER, retry=True),
     "slow_reader": Row(503, _SERVER),
     # the upstream failed
     "upstream_error": Row(502, _SERVER),
@@ -71,6 +74,7 @@ TABLE: Final = {
     "upstream_protocol_error": Row(502, _SERVER),
     "upstream_interrupted": Row(502, _SERVER),
     "upstream_timeout": Row(504, _SERVER),
+    "upstream_unavailable": Row(503, _SERVER, retry=True),
     "upstream_busy": Row(503, _SERVER, retry=True),
     "upstream_credentials": Row(502, _SERVER, retry=False),
     "attempts_exhausted": Row(502, _SERVER),

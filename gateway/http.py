@@ -31,6 +31,8 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
 # A browser remembers for so long what it may send.
 PREFLIGHT_LIFE_S: Final = 600
+# Where a scope has the call that ends its connection in mid-answer.
+HANG_UP: Final = "headrace.hang_up"
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -329,6 +331,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._arm()
         super().on_message_begin()
+        self.scope[HANG_UP] = self.hang_up  # pyright: ignore[reportGeneralTypeIssues]
 
     def on_headers_complete(self) -> None:
         """The head is whole: from here on the route decides how long things may take."""
@@ -346,6 +349,17 @@ class BoundedProtocol(HttpToolsProtocol):
         """Forgets the timer."""
         self._disarm()
         super().connection_lost(exc)
+
+    def hang_up(self, *, at_once: bool = False) -> None:
+        """Ends the connection in mid-answer, so that the caller knows there is more. `at_once`: unsent bytes are lost.
+
+        Counted as the client's leaving: uvicorn would call it a fault of the application.
+        """
+        self.cycle.disconnected = True
+        if at_once:
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP as every error is answered."""

@@ -31,7 +31,9 @@ from gateway.http import BoundedProtocol
 from gateway.http import install as install_http
 from gateway.hub import Hub, Limits
 from gateway.parts import Parts
-from gateway.routes import chat, jobs, status
+from gateway.pressure import Pressure
+from gateway.routes import chat, embeddings, jobs, status
+from gateway.withdrawal import Withdrawals
 
 log = structlog.get_logger(__name__)
 
@@ -46,14 +48,18 @@ def build(parts: Parts) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         await parts.hub.start()
+        parts.pressure.start()
+        parts.withdrawals.start()
         yield
+        await parts.withdrawals.close()
+        await parts.pressure.close()
         await parts.hub.close()
 
     # A redirect to the address without its last slash would name the host that the caller wrote.
     app = FastAPI(
         title="Headrace", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for module in (chat, jobs, status):
+    for module in (chat, embeddings, jobs, status):
         app.include_router(module.router(parts))
     docs.install(app)
     errors.install(app)
@@ -70,6 +76,8 @@ def open_parts(settings: Settings, store: Store) -> Parts:
     inbox_life_ms = int(1000 * max(SHORTEST_INBOX_LIFE_S, settings.lease_s))
     streams = StreamStore(store, disconnect_grace_s=settings.disconnect_grace_s, inbox_life_ms=inbox_life_ms)
     hub = Hub(store, streams, clock, pools=settings.all_pools, limits=Limits(keepalive_s=settings.keepalive_s))
+    pressure = Pressure(store, clock, most_share=settings.store_memory_share)
+    withdrawals = Withdrawals(queue, clock)
     return Parts(
         settings=settings,
         clock=clock,
@@ -79,8 +87,10 @@ def open_parts(settings: Settings, store: Store) -> Parts:
         health=HealthStore(store),
         hub=hub,
         auth=Auth(settings),
-        admission=Admission(settings, queue),
+        admission=Admission(settings, queue, pressure, withdrawals),
         metrics=GatewayMetrics(),
+        pressure=pressure,
+        withdrawals=withdrawals,
     )
 
 

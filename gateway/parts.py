@@ -14,6 +14,8 @@ from common.stream import StreamStore
 from gateway.admission import Admission
 from gateway.auth import Auth
 from gateway.hub import Hub
+from gateway.pressure import Pressure
+from gateway.withdrawal import Withdrawals
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +32,5 @@ class Parts:
     auth: Auth
     admission: Admission
     metrics: GatewayMetrics
+    pressure: Pressure
+    withdrawals: Withdrawals

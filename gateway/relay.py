@@ -6,7 +6,9 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 import anyio
+import structlog
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from common.contracts import Failure, OnInterrupt, Outcome, Position, State
@@ -14,7 +16,10 @@ from common.errors import HeadraceError
 from common.metrics import GatewayMetrics
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
 from gateway.dialects.openai import ChunkShape
+from gateway.http import HANG_UP
 from gateway.hub import Hub, Subscription, events_in
+
+log = structlog.get_logger(__name__)
 
 # Both are single lines before the event that comes next. OpenAI's Python SDK, once it has seen an `id:` or a `retry:`,
 # takes every empty line for the end of an event, and fails on one without data.
@@ -119,18 +124,30 @@ class EventStream(EventSourceResponse):
         if scope["method"] == "HEAD":
             await super().__call__(scope, receive, send)
             return
+        hang_up = scope.get(HANG_UP, _nothing)
+        complete = False
         try:
             async with anyio.create_task_group() as tasks:
                 with self._hub.cuttable(tasks.cancel_scope):
                     tasks.start_soon(self._until_gone, receive, tasks.cancel_scope)
                     await self._stream_response(send)
+                    complete = True
                     tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            if not isinstance(group.exceptions[0], SendTimeoutError):
+                raise group.exceptions[0] from None
+            log.info("relay.client_takes_nothing", for_s=SEND_TIMEOUT_S)
+            hang_up(at_once=True)
+        if not complete:
+            hang_up()
 
     async def _until_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
         await self._listen_for_disconnect(receive)
         scope.cancel()
+
+
+def _nothing(*, at_once: bool = False) -> None:
+    """There is no connection to hang up."""
 
 
 def end_of_stream(last: Position, outcome: Outcome | None, *, include_usage: bool) -> Position:

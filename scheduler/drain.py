@@ -1,70 +1,82 @@
-"""Pure: how fast a pool works its queue off, from counters seen now and before; and the wait that lets expect."""
+"""Pure: how fast a pool works off what waits for each model, from counters seen now and before; and the wait to expect."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from common.contracts import State
-
-SETTLING_S: Final = 30.0
+SETTLING_S: Final = 10.0
 """The time in which a new pace has had about two thirds of its effect."""
 
 SLOWEST: Final = 1e-6
-WORKED_OFF: Final = (State.SUCCEEDED, State.FAILED)
-"""Not cancelled and expired ones: a thousand that expire in a second don't make the next thousand any faster."""
-
-JOBS_RATE: Final = "drain_jobs_per_s"
-TOKENS_RATE: Final = "drain_tokens_per_s"
+POOL_RATE: Final = "drain_jobs_per_s"
+JOBS_RATE: Final = "drain_jobs_per_s:"
+TOKENS_RATE: Final = "drain_tokens_per_s:"
+SERVICE: Final = "service_ms:"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A pool's counters at a moment. `waiting`: whether something waited for a worker."""
+    """A model's counters at a moment. `waiting`: whether something waited for a worker."""
 
     at_s: float
     jobs: float
     tokens: float
+    busy_ms: float
     waiting: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """How fast jobs are worked off, and their tokens; None where it isn't known yet."""
+    """How fast jobs are worked off, and their tokens, and how long one takes; None where it isn't known yet."""
 
     jobs_per_s: float | None = None
     tokens_per_s: float | None = None
+    service_ms: float | None = None
 
-    @property
-    def tokens_a_job(self) -> float | None:
-        """What a job takes on average."""
-        if not self.jobs_per_s or self.tokens_per_s is None:
-            return None
-        return self.tokens_per_s / self.jobs_per_s
-
-    def wait_s(self, ahead: int) -> float | None:
-        """How long so many jobs take; None where that can't be told."""
-        if ahead == 0:
+    def wait_s(self, tokens: float) -> float | None:
+        """How long so many tokens take; None where that can't be told."""
+        if tokens <= 0:
             return 0.0
-        return ahead / self.jobs_per_s if self.jobs_per_s else None
+        return tokens / self.tokens_per_s if self.tokens_per_s else None
 
-    def as_rates(self) -> dict[str, float]:
+    def as_rates(self, model: str) -> dict[str, float]:
         """As `Queue.note_rates` stores it."""
-        rates = {JOBS_RATE: self.jobs_per_s, TOKENS_RATE: self.tokens_per_s}
-        return {name: round(rate, 6) for name, rate in rates.items() if rate is not None}
+        rates = {JOBS_RATE: self.jobs_per_s, TOKENS_RATE: self.tokens_per_s, SERVICE: self.service_ms}
+        return {name + model: round(rate, 6) for name, rate in rates.items() if rate is not None}
 
 
-def sample(stats: Mapping[str, float], *, at_s: float, waiting: bool) -> Sample:
-    """The counters of `Queue.stats` as a sample."""
-    jobs = sum(stats.get(state.value, 0) for state in WORKED_OFF)
-    return Sample(at_s, jobs, stats.get("settled_tokens", 0), waiting)
+def samples(stats: Mapping[str, float], *, at_s: float, waiting: Collection[str]) -> dict[str, Sample]:
+    """The counters of `Queue.stats` by model; `waiting` names the models for which something waits."""
+    models = {name.removeprefix("jobs:") for name in stats if name.startswith("jobs:")} | set(waiting)
+    return {
+        model: Sample(
+            at_s,
+            stats.get(f"jobs:{model}", 0),
+            stats.get(f"tokens:{model}", 0),
+            stats.get(f"busy_ms:{model}", 0),
+            model in waiting,
+        )
+        for model in models
+    }
 
 
-def known(stats: Mapping[str, float]) -> Drain:
-    """The drain that any scheduler noted last."""
-    return Drain(stats.get(JOBS_RATE), stats.get(TOKENS_RATE))
+def known(stats: Mapping[str, float]) -> dict[str, Drain]:
+    """The drain by model that any scheduler noted last."""
+    models = {name.partition(":")[2] for name in stats if name.startswith((JOBS_RATE, TOKENS_RATE, SERVICE))}
+    return {
+        model: Drain(stats.get(JOBS_RATE + model), stats.get(TOKENS_RATE + model), stats.get(SERVICE + model))
+        for model in models
+    }
+
+
+def rates(drains: Mapping[str, Drain]) -> dict[str, float]:
+    """What is noted for all: each model's pace, and the pool's in jobs."""
+    noted = {name: rate for model, drain in drains.items() for name, rate in drain.as_rates(model).items()}
+    paces = [drain.jobs_per_s for drain in drains.values() if drain.jobs_per_s is not None]
+    return noted | ({POOL_RATE: round(sum(paces), 6)} if paces else {})
 
 
 def updated(drain: Drain, before: Sample, now: Sample) -> Drain:
@@ -74,16 +86,19 @@ def updated(drain: Drain, before: Sample, now: Sample) -> Drain:
     asked of it: it may raise the figure, and never lowers it, so that a quiet night doesn't promise a slow morning.
     """
     passed_s = now.at_s - before.at_s
-    jobs, tokens = now.jobs - before.jobs, now.tokens - before.tokens
+    jobs, tokens, busy_ms = now.jobs - before.jobs, now.tokens - before.tokens, now.busy_ms - before.busy_ms
     # Counters only go back where the store lost its data.
-    if passed_s <= 0 or jobs < 0 or tokens < 0:
+    if passed_s <= 0 or jobs < 0 or tokens < 0 or busy_ms < 0:
         return drain
+    share = 1 - math.exp(-passed_s / SETTLING_S)
+    service_ms = _toward(drain.service_ms, busy_ms / jobs, share) if jobs else drain.service_ms
     pace = jobs / passed_s
     full = before.waiting and now.waiting
     if not full and (jobs == 0 or pace <= (drain.jobs_per_s or 0)):
-        return drain
-    share = 1 - math.exp(-passed_s / SETTLING_S)
-    return Drain(_toward(drain.jobs_per_s, pace, share), _toward(drain.tokens_per_s, tokens / passed_s, share))
+        return Drain(drain.jobs_per_s, drain.tokens_per_s, service_ms)
+    return Drain(
+        _toward(drain.jobs_per_s, pace, share), _toward(drain.tokens_per_s, tokens / passed_s, share), service_ms
+    )
 
 
 def _toward(old: float | None, seen: float, share: float) -> float | None:

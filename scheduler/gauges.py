@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -13,11 +12,11 @@ from common.contracts import Priority
 from common.health import HealthStore
 from common.metrics import PoolView, SchedulerMetrics
 from common.queue import LaneDepth, Queue
-from scheduler.drain import Drain, Sample, known, sample, updated
+from scheduler.drain import Drain, Sample, known, rates, samples, updated
 
 Depth = dict[tuple[Priority, str], int]
-UNKNOWN: Final = math.nan
-"""What a gauge shows that can't be told: 0 would be a promise."""
+TURN_SHARE: Final = 0.75
+"""A turn to note the pace lasts this part of a period: over before the same scheduler's next round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +47,15 @@ class Gauges:
         self._metrics = metrics
         self._models = models
         self._params = params or GaugesParams()
-        self._samples: dict[str, Sample] = {}
+        self._samples: dict[str, dict[str, Sample]] = {}
 
     @property
     def period_s(self) -> float:
         return self._params.period_s
+
+    @property
+    def _turn_ms(self) -> int:
+        return int(self._params.period_s * 1000 * TURN_SHARE)
 
     async def round(self) -> int:
         """How many jobs wait, in all pools."""
@@ -71,7 +74,7 @@ class Gauges:
         )
         for name, health in (await self._health.read(pool)).items():
             self._metrics.show_backend(name, healthy=health.healthy)
-        drain = await self._drain(pool, waiting=any(lane.depth for lane in lanes))
+        drains = await self._drains(pool, waiting={lane.model for lane in lanes if lane.depth})
         depth = depths(lanes, self._models[pool])
         live = sum(row.lease_expires_ms > now_ms for row in workers)
         return PoolView(
@@ -79,22 +82,27 @@ class Gauges:
             depth={(priority.label, model): count for (priority, model), count in depth.items()},
             oldest_age_s=ages_s(lanes, now_ms),
             # Without workers nothing drains, whatever the pace was.
-            estimated_wait_s=waits_s(depth, drain) if live else {},
-            waiting_tokens=tokens_waiting(depth, drain),
+            estimated_wait_s=waits_s(tokens_by_lane(lanes, self._models[pool]), drains) if live else {},
+            waiting_tokens=sum(lane.tokens for lane in lanes),
             delayed=delayed,
             workers=live,
             running=running,
         )
 
-    async def _drain(self, pool: str, *, waiting: bool) -> Drain:
-        """The pace, with what happened since this scheduler's last look; noted where it changed."""
+    async def _drains(self, pool: str, *, waiting: Collection[str]) -> dict[str, Drain]:
+        """The pace by model, with what happened since this scheduler's last look; noted where it changed."""
         stats = await self._queue.stats(pool)
-        now = sample(stats, at_s=self._clock.monotonic_s(), waiting=waiting)
-        before, self._samples[pool] = self._samples.get(pool), now
-        drain = known(stats)
-        if before is None or (fresh := updated(drain, before, now)) == drain:
-            return drain
-        await self._queue.note_rates(pool, fresh.as_rates())
+        now = samples(stats, at_s=self._clock.monotonic_s(), waiting=waiting)
+        before, self._samples[pool] = self._samples.get(pool, {}), now
+        drains = known(stats)
+        fresh = drains | {
+            model: updated(drains.get(model, Drain()), before[model], sample)
+            for model, sample in now.items()
+            if model in before
+        }
+        # One of several schedulers notes it; the others have looked too, and go on from what it noted.
+        if rates(fresh) != rates(drains) and await self._queue.take_turn_to_note(pool, for_ms=self._turn_ms):
+            await self._queue.note_rates(pool, rates(fresh))
         return fresh
 
 
@@ -114,22 +122,23 @@ def ages_s(lanes: Sequence[LaneDepth], now_ms: int) -> dict[str, float]:
     return ages
 
 
-def waits_s(depth: Depth, drain: Drain) -> dict[str, float]:
-    """How long a job of each class that came now would wait: behind all of its own class and of those above.
+def tokens_by_lane(lanes: Sequence[LaneDepth], models: Sequence[str]) -> Depth:
+    """The tokens that wait in each lane: of every class of the configured models, and of whatever else waits."""
+    found = {(priority, model): 0 for model in models for priority in Priority}
+    return found | {(lane.priority, lane.model): lane.tokens for lane in lanes if lane.depth}
 
-    A class of which that can't be told is left out.
+
+def waits_s(tokens: Depth, drains: Mapping[str, Drain]) -> dict[str, float]:
+    """How long a job of each class that came now would wait: behind its model's own class and those above.
+
+    The longest of all models is told; a class of which that can't be told is left out.
     """
+    models = {model for _, model in tokens}
     waits: dict[str, float] = {}
     for priority in Priority:
-        wait_s = drain.wait_s(sum(count for (other, _), count in depth.items() if other <= priority))
-        if wait_s is not None:
-            waits[priority.label] = wait_s
+        ahead = {m: sum(n for (other, model), n in tokens.items() if model == m and other <= priority) for m in models}
+        found = [drains.get(model, Drain()).wait_s(count) for model, count in ahead.items()]
+        told = [wait_s for wait_s in found if wait_s is not None]
+        if len(told) == len(found):
+            waits[priority.label] = max(told, default=0.0)
     return waits
-
-
-def tokens_waiting(depth: Depth, drain: Drain) -> float:
-    """An estimate of the tokens that wait: as many jobs, each of the mean size of those that were worked off lately."""
-    jobs = sum(depth.values())
-    if jobs == 0:
-        return 0
-    return UNKNOWN if drain.tokens_a_job is None else jobs * drain.tokens_a_job

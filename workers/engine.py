@@ -38,10 +38,15 @@ Answer = TypeVar("Answer", Settled, Released)
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """The job is to run again after a delay; `failure` is its end if it may not."""
+    """The job is to run again after a delay; `failure` is its end if it may not. `counts`: as a failed attempt.
+
+    `backend`: where it failed, if anywhere.
+    """
 
     failure: Failure
     delay_ms: int = 0
+    counts: bool = True
+    backend: str = ""
 
 
 class Run(Protocol):
@@ -303,6 +308,10 @@ class PoolWorker(Worker):
             if not self._more_waits:
                 return
 
+    def wake(self) -> None:
+        """Has the worker look for work: what kept it from taking some may be over."""
+        self._wanted.set()
+
     def _start(self, claim: Claim) -> None:
         job_id = claim.job.id
         if job_id in self._runs:
@@ -446,7 +455,7 @@ class PoolWorker(Worker):
             await self._give_back(run, GiveBack(failure), failed=False)
             return
         if isinstance(end, GiveBack):
-            await self._give_back(run, end, failed=True)
+            await self._give_back(run, end, failed=end.counts)
         else:
             await self._settle(run, end)
 
@@ -467,7 +476,7 @@ class PoolWorker(Worker):
         pool, job_id = claim.job.pool, claim.job.id
         code = await self._persist(
             lambda: self._queue.release(
-                pool, job_id, self.id, claim.fence, failed=failed, delay_ms=back.delay_ms if failed else 0
+                pool, job_id, self.id, claim.fence, failed=failed, delay_ms=back.delay_ms
             )
         )
         end = await _end_instead(run, code, back.failure)

@@ -1,27 +1,60 @@
-"""Pure: a model's targets and what is known of their backends in, the order to try them in out."""
+"""Pure: a model's targets and what is known of their backends in, the order to try them in and later tries out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from common.config import Target
 
+_GOLDEN: Final = 0.6180339887498949
+"""Its multiples, modulo 1, fall evenly into [0, 1) however many of them are drawn."""
+_BASE_MS: Final = 500
+_CEILING_MS: Final = 20_000
+_MOST_ASKED_MS: Final = 60_000
+_UNPAID_FROM_MS: Final = 10_000
+_UNPAID_SPREAD_MS: Final = 50_000
+_AFTER_PROBE_MS: Final = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a backend now.
+
+    `refused`: its breaker is open and no probe is due yet. `free`: calls it could take beside those it has.
+    """
+
+    healthy: bool = True
+    refused: bool = False
+    free: int = 1
+
+    @property
+    def usable(self) -> bool:
+        return self.healthy and not self.refused
+
+
+UNKNOWN: Final = Standing()
+"""A backend of which nothing is known counts as well."""
+
 
 def in_order(
-    targets: Sequence[Target], *, healthy: Mapping[str, bool], free: Mapping[str, int], turn: int
+    targets: Sequence[Target], standings: Mapping[str, Standing], *, turn: int, warm: str = ""
 ) -> list[Target]:
-    """The targets as they should be tried.
+    """The targets as they should be tried; none is left out, for health is a hint and the last one must be tried.
 
-    As they stand in the configuration, but neighbours of the same weight take turns, those with a free slot first.
-    The unhealthy come last, and are not left out: health is a hint, and the last one standing must be tried.
-    An unknown backend counts as healthy.
+    As they stand in the configuration, but neighbours of the same weight share the load: each is first as often as
+    its free slots are many, unless `warm` (the backend that served the same prefix last) has a free slot. The unhealthy
+    come later, and those whose breaker is open last.
     """
     ordered: list[Target] = []
     for group in _neighbours(targets):
-        start = turn % len(group)
-        turned = group[start:] + group[:start]
-        ordered += sorted(turned, key=lambda target: free.get(target.backend, 1) <= 0)
-    return sorted(ordered, key=lambda target: not healthy.get(target.backend, True))
+        ordered += group if len(group) == 1 else _shared(group, standings, turn, warm)
+    return sorted(ordered, key=lambda target: _rank(standings.get(target.backend, UNKNOWN)))
+
+
+def _rank(standing: Standing) -> int:
+    return 2 if standing.refused else 0 if standing.healthy else 1
 
 
 def _neighbours(targets: Sequence[Target]) -> list[list[Target]]:
@@ -35,11 +68,91 @@ def _neighbours(targets: Sequence[Target]) -> list[list[Target]]:
     return groups
 
 
+def _shared(group: list[Target], standings: Mapping[str, Standing], turn: int, warm: str) -> list[Target]:
+    free = [_free(standings.get(target.backend, UNKNOWN)) for target in group]
+    warm_one = next((i for i, target in enumerate(group) if target.backend == warm and free[i] > 0), None)
+    first = _drawn(free, turn) if warm_one is None else warm_one
+    rest = sorted((i for i in range(len(group)) if i != first), key=lambda i: -free[i])
+    return [group[i] for i in (first, *rest)]
+
+
+def _free(standing: Standing) -> int:
+    return max(0, standing.free) if standing.usable else 0
+
+
+def _drawn(weights: Sequence[int], turn: int) -> int:
+    """The index that this turn falls to: each as often as its weight says, or in turn where none has any."""
+    total = sum(weights)
+    if total == 0:
+        return turn % len(weights)
+    point = (turn * _GOLDEN % 1.0) * total
+    for index, weight in enumerate(weights):
+        point -= weight
+        if point < 0:
+            return index
+    return max(range(len(weights)), key=lambda index: weights[index])
+
+
+# --- later tries -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The job runs again after a delay; `counts`: this attempt is one of those it may fail."""
+
+    delay_ms: int
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """How an attempt came to nothing.
+
+    `called`: an upstream was asked at all, and not every one of them closed off. `may_recur`: a later try could go
+    better. `soonest_ms`: when the first of those closed off may be asked again.
+    """
+
+    called: bool
+    may_recur: bool
+    retry_after_s: float | None = None
+    soonest_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prospects:
+    """What speaks for another attempt: failures before this one, time left, whether a caller waits, the budget."""
+
+    failures: int
+    left_ms: int
+    waited_for: bool
+    affordable: bool
+
+
+def next_try(missed: Missed, prospects: Prospects, *, jitter: float) -> Again | None:
+    """When the job should run again, or None where it ends with its failure. `jitter` is a random number from 0 to 1.
+
+    Where no upstream could be asked, it comes back when the first may be, and no failure counts. Where no more retries
+    can be afforded, a caller who waits hears of the failure at once, and other work rests for long.
+    """
+    if not missed.may_recur:
+        return None
+    if not missed.called:
+        again = Again(missed.soonest_ms + int(jitter * _AFTER_PROBE_MS) + 1, counts=False)
+    elif prospects.affordable:
+        again = Again(backoff_ms(prospects.failures, jitter=jitter, retry_after_s=missed.retry_after_s), counts=True)
+    elif prospects.waited_for:
+        return None
+    else:
+        again = Again(_UNPAID_FROM_MS + int(jitter * _UNPAID_SPREAD_MS), counts=True)
+    return again if again.delay_ms < prospects.left_ms else None
+
+
 def backoff_ms(failures: int, *, jitter: float, retry_after_s: float | None = None) -> int:
     """How long to wait before an attempt after `failures` others: full jitter below 0.5 s · 2ⁿ, at most 20 s.
 
-    `jitter` is a random number from 0 to 1. A wait that the upstream asked for is kept, up to a minute.
+    A wait that the upstream asked for is kept, up to a minute, and the jitter comes on top of it, lest all who were
+    refused at one moment return at one moment.
     """
-    ceiling_ms = min(500 * 2**failures, 20_000)
-    asked_ms = int(min(retry_after_s or 0, 60) * 1000)
-    return max(asked_ms, int(jitter * ceiling_ms), 1)
+    spread_ms = int(jitter * min(_BASE_MS * 2 ** min(failures, 16), _CEILING_MS))
+    asked_ms = int(min(retry_after_s or 0, _MOST_ASKED_MS / 1000) * 1000)
+    return max(asked_ms + min(spread_ms, asked_ms), spread_ms, 1)

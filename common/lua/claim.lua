@@ -1,44 +1,59 @@
 #!lua flags=allow-oom
--- Gives a worker up to n jobs: from the highest class that waits, the earliest entry first among its lanes, and inside
--- a lane by fair tag. A lower class whose head has waited past the class's slack earns a share of the claims, so that
--- none starves; a deep old backlog gets no more than that share, so that batch work never holds up chat.
--- Takes jobs with the first one's batch key along, within a window, but not on that share. Marks owner and fence and opens the stream entry.
--- KEYS 1 lanes (set)  2 fair (hash)  3 workers (zset)  4 bell (list)  5 held (hash)
+-- Gives a worker up to n jobs: from the highest class that waits, and in a class by fair tag over all its lanes. A lower
+-- class whose head has waited past the class's slack earns a share of what the higher ones are given, counted in tokens,
+-- so that none starves; a deep old backlog gets no more than that share, so that batch work never holds up chat.
+-- Jobs whose batch key this worker served last go first within a window, and the first one's key is taken along; a head
+-- is passed over a bounded number of times, a young job is left for a moment to a free worker that is warm for it.
+-- Marks owner and fence and opens the stream entry.
+-- KEYS 1 lanes (set)  2 fair (hash)  3 workers (zset)  4 bell (list)  5 held (hash)  6 waiting (hash)  7 warm (hash)
+--      8 capacity (hash)
 -- ARGV 1 pool prefix  2 clock offset ms  3 worker id  4 most jobs to take (n)  5 batch window, members
---      6 slack of class 1 ms  7 slack of class 2 ms  8 share of claims that an aged class earns, 0 to 1
---      9 how long a stream outlives its job's deadline, ms  10… names of the lanes this worker can serve now
+--      6 slack of class 1 ms  7 slack of class 2 ms  8 share of the tokens that an aged class earns, 0 to 1
+--      9 how long a stream outlives its job's deadline, ms  10 how long a job is left to its warm worker, ms
+--      11 most claims in a row that pass over a head  12 least age of a job to be taken, ms  13 how long a key stays warm, ms
+--      14 number of caps, each a most number of jobs to take from the lanes that name it
+--      15… the caps, then for each lane this worker can serve now: name, number of its cap or 0
 -- Returns {-1} when the worker has no lease, else {now ms, then for each job: id, fence, attempt, failures,
 --      created ms, deadline ms, spec}
--- Derives `job:`, `stream:`, `lane:` keys.
-local lanes, fair, workers, bell, held = unpack(KEYS)
+-- Derives `job:`, `stream:`, `lane:`, `held:`, `delayed` keys.
+local lanes, fair, workers, bell, held, waiting, warm, capacity = unpack(KEYS)
 local prefix, offset_ms, worker, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], math.min(tonumber(ARGV[4]), 1000)
 local most_dropped = 1000
 local window, share, retention_ms = tonumber(ARGV[5]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local slack_ms = {[0] = 0, tonumber(ARGV[6]), tonumber(ARGV[7])}
+local hold_ms, most_passes, least_age_ms, warm_ms = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
 local lease_ms = tonumber(redis.call('ZSCORE', workers, worker) or 0)
 if lease_ms == 0 then return {-1} end
 
-local served = {}
-for i = 10, #ARGV do served[ARGV[i]] = true end
+local caps, served = {[0] = n}, {}
+local last_cap = 14 + tonumber(ARGV[14])
+for i = 15, last_cap do caps[i - 14] = tonumber(ARGV[i]) end
+for i = last_cap + 1, #ARGV, 2 do served[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
--- A lane here: its name, class, and the head of its zset as a flat list of member, tag, member, tag, …
+-- A lane here: its name, class, cap, and the head of its zset as a flat list of member, tag, member, tag, …
 local open, classes = {}, {}
 for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
-  if served[name] then
+  if served[name] and caps[served[name]] > 0 then
     local head = redis.call('ZRANGE', prefix .. 'lane:' .. name, 0, n - 1, 'WITHSCORES')
     if #head > 0 then
       local class = tonumber(string.sub(name, 1, 1))
-      open[#open + 1] = {name = name, class = class, head = head, at = 1, taken = {}, gone = {}}
+      open[#open + 1] = {name = name, class = class, cap = served[name], head = head, at = 1, taken = {}, gone = {},
+        tokens = 0}
       classes[class] = true
     end
   end
 end
 
--- Whether something of the lane is left; reads on where all that was read is taken.
-local function waiting(lane)
+local function key_of(member) return string.match(member, '^%d+|([^|]*)|') end
+local function age_ms(member) return now_ms - tonumber(string.sub(member, 1, 13)) end
+local function old_enough(member) return least_age_ms == 0 or age_ms(member) >= least_age_ms end
+
+-- Whether something of the lane is left for us; reads on where all that was read is taken or left to others.
+local function waits(lane)
+  if lane.closed or caps[lane.cap] <= 0 then return false end
   while lane.gone[lane.head[lane.at]] do
     lane.at = lane.at + 2
     if lane.at > #lane.head then
@@ -48,56 +63,63 @@ local function waiting(lane)
       end
     end
   end
-  return lane.at <= #lane.head
+  return lane.at <= #lane.head and old_enough(lane.head[lane.at])
 end
 
--- The lane of each class whose head came first.
+local function before(lane, other)
+  local tag, other_tag = tonumber(lane.head[lane.at + 1]), tonumber(other.head[other.at + 1])
+  return tag < other_tag or (tag == other_tag and lane.head[lane.at] < other.head[other.at])
+end
+
+-- The lane of each class whose head goes first.
 local function first_of_classes()
   local first = {}
   for _, lane in ipairs(open) do
-    if waiting(lane) then
-      local best = first[lane.class]
-      if not best or lane.head[lane.at] < best.head[best.at] then first[lane.class] = lane end
-    end
+    if waits(lane) and (not first[lane.class] or before(lane, first[lane.class])) then first[lane.class] = lane end
   end
   return first
 end
 
-local credits, credits_changed = {}, false
+local credits, credits_changed = {0, 0}, false
 if (classes[0] and (classes[1] or classes[2])) or (classes[1] and classes[2]) then
   local kept = redis.call('HMGET', fair, 'c:1', 'c:2')
   credits = {tonumber(kept[1] or 0), tonumber(kept[2] or 0)}
 end
 
--- The lane to take from, and whether it is on an aged class's share.
+-- The lane to take from, whether it is on an aged class's share, and the classes that earn by what is taken. A class
+-- has earned its turn when it could pay for the job that it keeps waiting; what its own costs more it owes.
 local function choose()
   local first = first_of_classes()
   local best = first[0] or first[1] or first[2]
   if not best then return nil end
+  local aged = {}
   for class = best.class + 1, 2 do
     local lane = first[class]
-    if lane and now_ms - tonumber(string.sub(lane.head[lane.at], 1, 13)) >= slack_ms[class] then
-      credits[class] = credits[class] + share
-      credits_changed = true
-      if credits[class] >= 1 then
-        credits[class] = credits[class] - 1
-        return lane, true
-      end
+    if lane and age_ms(lane.head[lane.at]) >= slack_ms[class] then aged[#aged + 1] = class end
+  end
+  if #aged == 0 then return best, false, aged end
+  local price = tonumber(redis.call('HGET', prefix .. 'job:' .. string.match(best.head[best.at], '([^|]*)$'), 'cost') or 1)
+  for i, class in ipairs(aged) do
+    if credits[class] >= price then
+      table.remove(aged, i)
+      return first[class], true, aged
     end
   end
-  return best, false
+  return best, false, aged
 end
 
 local reply = {now_ms}
 local count, dropped = 0, 0
+local left_by = {}
 
-local function take(lane, member, tag)
+local function take(lane, member, tag, on_share)
   lane.taken[#lane.taken + 1] = member
   lane.gone[member] = true
   lane.tag = math.max(lane.tag or 0, tonumber(tag))
   local id = string.match(member, '([^|]*)$')
   local job = prefix .. 'job:' .. id
-  local field = redis.call('HMGET', job, 'state', 'deadline_ms', 'fence', 'attempt', 'failures', 'created_ms', 'spec')
+  local field = redis.call('HMGET', job, 'state', 'deadline_ms', 'fence', 'attempt', 'failures', 'created_ms', 'spec',
+    'cost', 'tenant')
   local deadline_ms = tonumber(field[2] or 0)
   -- What is past its deadline is never dispatched; its end is the scheduler's, from the deadlines.
   if field[1] ~= 'queued' or deadline_ms <= now_ms then
@@ -107,52 +129,129 @@ local function take(lane, member, tag)
   local fence = math.max(now_ms, tonumber(field[3]) + 1)
   local fence_text, attempt = string.format('%.0f', fence), tonumber(field[4]) + 1
   redis.call('HSET', job, 'state', 'running', 'worker', worker, 'fence', fence_text, 'attempt', attempt,
-    'started_ms', now_ms)
+    'started_ms', now_ms, 'on_share', on_share and 1 or 0)
   redis.call('HSET', held, id, fence_text)
   local stream = prefix .. 'stream:' .. id
   redis.call('XADD', stream, fence_text .. '-0', 's', attempt)
   redis.call('PEXPIRE', stream, deadline_ms - now_ms + retention_ms)
+  local key = key_of(member)
+  if key ~= '' then
+    redis.call('HSET', warm, key, worker)
+    redis.call('PEXPIRE', warm, warm_ms)
+  end
   count = count + 1
+  caps[lane.cap] = caps[lane.cap] - 1
+  lane.tokens = lane.tokens + tonumber(field[8] or 1)
+  left_by[field[9]] = (left_by[field[9]] or 0) + 1
   local last = #reply
   reply[last + 1], reply[last + 2], reply[last + 3], reply[last + 4] = id, fence_text, attempt, tonumber(field[5])
   reply[last + 5], reply[last + 6], reply[last + 7] = field[6], field[2], field[7]
 end
 
-local function take_same_key(lane, member)
-  local key = string.match(member, '^%d+|([^|]*)|')
-  if key == '' then return end
+local function take_same_key(lane, key)
   local near = redis.call('ZRANGE', prefix .. 'lane:' .. lane.name, 0, window - 1, 'WITHSCORES')
   for i = 1, #near, 2 do
-    if count >= n then return end
-    if not lane.gone[near[i]] and string.match(near[i], '^%d+|([^|]*)|') == key then take(lane, near[i], near[i + 1]) end
+    if count >= n or caps[lane.cap] <= 0 then return end
+    if not lane.gone[near[i]] and key_of(near[i]) == key then take(lane, near[i], near[i + 1]) end
   end
 end
 
-while count < n and dropped < most_dropped do
-  local lane, on_share = choose()
-  if not lane then break end
-  local member, tag = lane.head[lane.at], lane.head[lane.at + 1]
-  take(lane, member, tag)
-  if count < n and not on_share then take_same_key(lane, member) end
+-- Whether a job's key is another's to serve: one that lives, has a slot, and is given a moment to come.
+local function left_to(owner, member)
+  return owner and owner ~= worker and age_ms(member) < hold_ms
+    and tonumber(redis.call('ZSCORE', workers, owner) or 0) > now_ms
+    and redis.call('HLEN', prefix .. 'held:' .. owner) < tonumber(redis.call('HGET', capacity, owner) or 0)
 end
 
+-- The member to take from a lane whose head has a batch key: the first within the window that is warm here, else the
+-- first that is nobody else's for the moment; nil where there is none.
+local function pick(lane)
+  local near = redis.call('ZRANGE', prefix .. 'lane:' .. lane.name, 0, window - 1, 'WITHSCORES')
+  local asked, members = {}, {}
+  for i = 1, #near, 2 do
+    if not lane.gone[near[i]] and old_enough(near[i]) then
+      members[#members + 1] = i
+      asked[#asked + 1] = key_of(near[i])
+    end
+  end
+  if #members == 0 then return lane.head[lane.at], lane.head[lane.at + 1] end
+  local owners = redis.call('HMGET', warm, unpack(asked))
+  local passes = tonumber(redis.call('HGET', fair, 'p:' .. lane.name) or 0)
+  local free
+  for k, i in ipairs(members) do
+    if owners[k] == worker and (k == 1 or passes < most_passes) then
+      if k > 1 then redis.call('HINCRBY', fair, 'p:' .. lane.name, 1) elseif passes > 0 then
+        redis.call('HDEL', fair, 'p:' .. lane.name)
+      end
+      return near[i], near[i + 1]
+    end
+    if not free and not left_to(owners[k], near[i]) then free = k end
+  end
+  if not free then return nil end
+  if free == 1 and passes > 0 then redis.call('HDEL', fair, 'p:' .. lane.name) end
+  return near[members[free]], near[members[free] + 1]
+end
+
+while count < n and dropped < most_dropped do
+  local lane, on_share, earning = choose()
+  if not lane then break end
+  local member, tag = lane.head[lane.at], lane.head[lane.at + 1]
+  local key = key_of(member)
+  if key ~= '' then
+    member, tag = pick(lane)
+    key = member and key_of(member)
+  end
+  if not member then
+    lane.closed = true
+  else
+    local tokens = lane.tokens
+    take(lane, member, tag, on_share)
+    if not on_share and key ~= '' and count < n then take_same_key(lane, key) end
+    tokens = lane.tokens - tokens
+    if on_share then
+      credits[lane.class] = credits[lane.class] - tokens
+      credits_changed = true
+    end
+    for _, class in ipairs(earning) do
+      credits[class] = credits[class] + share * tokens
+      credits_changed = true
+    end
+  end
+end
+
+local virtual = {}
 for _, lane in ipairs(open) do
   if #lane.taken > 0 then
     local key = prefix .. 'lane:' .. lane.name
-    redis.call('ZREM', key, unpack(lane.taken))
-    -- It never goes back: a job that was put back has an old tag.
-    if lane.tag > tonumber(redis.call('HGET', fair, 'v:' .. lane.name) or -1) then
-      redis.call('HSET', fair, 'v:' .. lane.name, string.format('%.0f', lane.tag))
+    for from = 1, #lane.taken, 1000 do
+      redis.call('ZREM', key, unpack(lane.taken, from, math.min(from + 999, #lane.taken)))
     end
-    if redis.call('EXISTS', key) == 0 then redis.call('SREM', lanes, lane.name) end
+    virtual[lane.class] = math.max(virtual[lane.class] or 0, lane.tag)
+    if redis.call('EXISTS', key) == 0 then
+      redis.call('SREM', lanes, lane.name)
+      redis.call('HDEL', waiting, 't:' .. lane.name)
+      redis.call('HDEL', fair, 'p:' .. lane.name)
+    elseif lane.tokens > 0 then
+      redis.call('HINCRBY', waiting, 't:' .. lane.name, -lane.tokens)
+    end
+  end
+end
+-- Virtual time never goes back: a job that was put back has an old tag.
+for class, tag in pairs(virtual) do
+  if tag > tonumber(redis.call('HGET', fair, 'v:' .. class) or -1) then
+    redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', tag))
   end
 end
 if credits_changed then
   redis.call('HSET', fair, 'c:1', credits[1], 'c:2', credits[2])
 end
--- Nothing waits: the bells still hanging would only wake workers for nothing.
+for tenant, jobs in pairs(left_by) do
+  if redis.call('HINCRBY', waiting, 'j:' .. tenant, -jobs) <= 0 then redis.call('HDEL', waiting, 'j:' .. tenant) end
+end
+-- Nothing waits: the bells still hanging would only wake workers for nothing, and what was counted wrong is forgotten.
 if redis.call('SCARD', lanes) == 0 then
   redis.call('DEL', bell)
+  if redis.call('EXISTS', prefix .. 'delayed') == 0 then redis.call('DEL', waiting) end
 elseif dropped >= most_dropped then
   redis.call('LPUSH', bell, 1)
 end

@@ -2,21 +2,23 @@
 -- Ends a job: last tokens, last stream entry, state, result and counters in one step. The only script that ends one.
 -- Safe to send again: a job ends once, and the same end sent twice answers "already".
 -- KEYS 1 job (hash)  2 stream (stream)  3 held (hash)  4 deadlines (zset)  5 stats (hash)  6 abandoned (zset)
---      7 dead (zset)  8 delayed (zset)  9 lanes (set)
+--      7 dead (zset)  8 delayed (zset)  9 lanes (set)  10 fair (hash)  11 waiting (hash)  12 ended (stream)
 -- ARGV 1 pool prefix  2 clock offset ms  3 job id  4 worker id, or '' for a job that is not running  5 fence
 --      6 last tokens (JSON, one event a line) or ''  7 their last event's number  8 the outcome's number, or '*'
 --      9 outcome (JSON)  10 status  11 result (JSON) or ''  12 '1': the readers' frame carries the result, not tokens
 --      13 how long the record stays, ms  14 how long the stream stays, ms  15 '1': attempts used up, list as dead
---      16 most entries kept in an inbox  17 tokens worked off
+--      16 most entries kept in an inbox  17 tokens worked off  18 the failed attempt (JSON) or ''
+--      19 how long an idempotency key stays, ms
 -- Returns 0 ended, 1 refused (not the owner, or in another state), 2 unknown job, 3 already ended this way
--- Derives `lane:` and `inbox:` keys.
-local job, stream, held, deadlines, stats, abandoned, dead, delayed, lanes = unpack(KEYS)
+-- Derives `lane:`, `inbox:` and `idem:` keys.
+local job, stream, held, deadlines, stats, abandoned, dead, delayed, lanes, fair, waiting, ended = unpack(KEYS)
 local prefix, offset_ms, id, worker, fence = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local events, events_seq, outcome_seq, outcome = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local status, result, share_result = ARGV[10], ARGV[11], ARGV[12] == '1'
 
-local field = redis.call('HMGET', job, 'state', 'worker', 'fence', 'inbox', 'lane', 'member')
-local state, lane_name = field[1], field[5]
+local field = redis.call('HMGET', job, 'state', 'worker', 'fence', 'inbox', 'lane', 'member', 'tenant', 'cost',
+  'weight', 'on_share', 'started_ms', 'journal', 'idem', 'errors')
+local state, lane_name, tenant, cost = field[1], field[5], field[7], tonumber(field[8] or 1)
 if not state then return 2 end
 if state ~= 'running' and state ~= 'queued' and state ~= 'delayed' then
   return (state == status and field[3] == fence) and 3 or 1
@@ -30,8 +32,14 @@ elseif state == 'delayed' then
   redis.call('ZREM', delayed, id)
 else
   local lane = prefix .. 'lane:' .. lane_name
-  redis.call('ZREM', lane, field[6])
-  if redis.call('EXISTS', lane) == 0 then redis.call('SREM', lanes, lane_name) end
+  if redis.call('ZREM', lane, field[6]) == 1 then redis.call('HINCRBY', waiting, 't:' .. lane_name, -cost) end
+  if redis.call('EXISTS', lane) == 0 then
+    redis.call('SREM', lanes, lane_name)
+    redis.call('HDEL', waiting, 't:' .. lane_name)
+  end
+end
+if worker == '' and redis.call('HINCRBY', waiting, 'j:' .. tenant, -1) <= 0 then
+  redis.call('HDEL', waiting, 'j:' .. tenant)
 end
 
 local time = redis.call('TIME')
@@ -53,13 +61,36 @@ end
 
 redis.call('HSET', job, 'state', status, 'outcome', outcome, 'finished_ms', now_ms)
 if result ~= '' then redis.call('HSET', job, 'result', result) end
-redis.call('PEXPIRE', job, ARGV[13])
+-- Whoever asks again with the same key gets this answer, so the record stays as long as the key.
+local idem = field[13]
+if idem then redis.call('PEXPIRE', prefix .. 'idem:' .. idem, ARGV[19]) end
+redis.call('PEXPIRE', job, idem and math.max(tonumber(ARGV[13]), tonumber(ARGV[19])) or ARGV[13])
 redis.call('PEXPIRE', stream, ARGV[14])
 redis.call('ZREM', deadlines, id)
 redis.call('ZREM', abandoned, id)
 if worker ~= '' then redis.call('HDEL', held, id) end
 redis.call('HINCRBY', stats, status, 1)
-redis.call('HINCRBY', stats, 'settled_tokens', ARGV[17])
+if ARGV[18] ~= '' then
+  redis.call('HSET', job, 'errors', (field[14] and field[14] .. '\n' or '') .. ARGV[18])
+end
+if worker ~= '' then
+  local tokens, model = tonumber(ARGV[17]), string.sub(lane_name, 3)
+  redis.call('HINCRBY', stats, 'tokens:' .. model, tokens)
+  redis.call('HINCRBY', stats, 'jobs:' .. model, 1)
+  redis.call('HINCRBY', stats, 'busy_ms:' .. model, math.max(0, now_ms - tonumber(field[11])))
+  -- The estimate was charged; what is charged in the end is what was used. A tenant's jobs keep their order: its next
+  -- one never starts before the one it submitted last.
+  if tokens ~= cost then
+    local times = 'f:' .. lane_name .. ':' .. tenant
+    local finish, start = string.match(redis.call('HGET', fair, times) or '', '^(%S+) (%S+)$')
+    if finish then
+      local trued = math.max(tonumber(finish) + (tokens - cost) / tonumber(field[9] or 1), tonumber(start) + 1)
+      redis.call('HSET', fair, times, string.format('%.3f %s', trued, start))
+    end
+    if field[10] == '1' then redis.call('HINCRBYFLOAT', fair, 'c:' .. string.sub(lane_name, 1, 1), cost - tokens) end
+  end
+end
+if field[12] then redis.call('XADD', ended, '*', 'id', id, 'status', status) end
 if ARGV[15] == '1' then
   redis.call('ZADD', dead, now_ms, id)
   redis.call('ZREMRANGEBYRANK', dead, 0, -10001)

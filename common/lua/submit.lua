@@ -1,36 +1,73 @@
 #!lua
--- Admits one job: writes its record and puts it in its lane, or among the delayed.
--- Refuses (writes nothing) when the id is taken or the lane is full. Runs out of memory cleanly: no allow-oom.
+-- Admits one job: writes its record and puts it in its lane, or among the delayed; or refuses it and writes nothing.
+-- Refused are an id or an idempotency key that is taken, a full lane, a tenant with too much waiting, and a job that
+-- would not end before its deadline at the pace measured. Runs out of memory cleanly: no allow-oom.
 -- KEYS 1 job (hash)  2 lane (zset)  3 lanes (set)  4 fair (hash)  5 deadlines (zset)  6 delayed (zset)
---      7 bell (list)  8 stats (hash)
+--      7 bell (list)  8 stats (hash)  9 waiting (hash)  10 idempotency (string; the job's key again where there is none)
+--      11 warm (hash)  12 capacity (hash)  13 workers (zset)
 -- ARGV 1 pool prefix  2 clock offset ms  3 job id  4 lane name  5 spec (JSON)  6 tenant  7 batch key (hex or '')
---      8 cost in tokens ÷ the tenant's weight  9 deadline in ms from now  10 delay ms  11 max attempts
+--      8 cost in tokens  9 deadline in ms from now  10 delay ms  11 max attempts
 --      12 on_disconnect  13 on_interrupt  14 gateway whose inbox gets the frames, or ''  15 most jobs in the lane
---      16 how long the record outlives the deadline, ms
--- Returns {code, created ms, jobs ahead in the lane}; code: 0 accepted, 1 duplicate, 2 full
-local job, lane, lanes, fair, deadlines, delayed, bell, stats = unpack(KEYS)
-local offset_ms, id, lane_name, spec, tenant = tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+--      16 how long the record outlives the deadline, ms  17 the tenant's weight  18 most jobs of the tenant that wait
+--      19 fingerprint of the body that came with the idempotency key, or ''  20 '1': the ledger has it too
+-- Returns {code, job id, created ms, jobs ahead, wait ms or -1, ms until it may be taken or -1};
+--      code: 0 accepted, 1 duplicate, 2 lane full, 3 tenant has too much waiting, 4 would end too late, 5 key taken by
+--      another body
+-- Derives `job:`, `bell:` and `held:` keys.
+local job, lane, lanes, fair, deadlines, delayed, bell, stats, waiting, idem, warm, capacity, workers = unpack(KEYS)
+local prefix, offset_ms, id, lane_name, spec, tenant = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local batch_key, cost, deadline_in_ms, delay_ms = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local most, retention_ms = tonumber(ARGV[15]), tonumber(ARGV[16])
+local most, retention_ms, weight = tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
+local fingerprint = ARGV[19]
+local class, model = tonumber(string.sub(lane_name, 1, 1)), string.sub(lane_name, 3)
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
 
-if redis.call('EXISTS', job) == 1 then
-  return {1, tonumber(redis.call('HGET', job, 'created_ms')), 0}
+local function refused(code, of, created_ms, ahead, wait_ms, retry_ms)
+  return {code, of, tonumber(created_ms or now_ms), ahead or 0, math.ceil(wait_ms or -1), math.ceil(retry_ms or -1)}
 end
+
+if fingerprint ~= '' then
+  local taken = redis.call('GET', idem)
+  if taken then
+    local other, body = string.match(taken, '^(%S+) (%S+)$')
+    if body ~= fingerprint then return refused(5, other) end
+    return refused(1, other, redis.call('HGET', prefix .. 'job:' .. other, 'created_ms'))
+  end
+end
+if redis.call('EXISTS', job) == 1 then return refused(1, id, redis.call('HGET', job, 'created_ms')) end
+
+-- Start-time fair queuing: a tenant's next job starts where its last one ends, never before the class's virtual time.
+local times = redis.call('HMGET', fair, 'v:' .. class, 'f:' .. lane_name .. ':' .. tenant)
+local tag = math.max(tonumber(times[1] or 0), tonumber(string.match(times[2] or '0', '^%S+')))
+
+-- What goes first: the lane's share of jobs with no later tag, and the same model's higher classes.
 local depth = redis.call('ZCARD', lane)
+local ahead, ahead_tokens = 0, 0
+if depth > 0 then
+  ahead = redis.call('ZCOUNT', lane, '-inf', tag)
+  ahead_tokens = tonumber(redis.call('HGET', waiting, 't:' .. lane_name) or 0) * ahead / depth
+end
+for higher = 0, class - 1 do
+  ahead_tokens = ahead_tokens + math.max(0, tonumber(redis.call('HGET', waiting, 't:' .. higher .. ':' .. model) or 0))
+end
+local pace = redis.call('HMGET', stats, 'drain_tokens_per_s:' .. model, 'service_ms:' .. model)
+local wait_ms = ahead_tokens == 0 and 0 or nil
+if ahead_tokens > 0 and tonumber(pace[1] or 0) > 0 then wait_ms = ahead_tokens / tonumber(pace[1]) * 1000 end
+
+local of_tenant = tonumber(redis.call('HGET', waiting, 'j:' .. tenant) or 0)
+if of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms) end
 if depth >= most or (delay_ms > 0 and redis.call('ZCARD', delayed) >= most) then
-  return {2, now_ms, depth}
+  return refused(2, id, nil, depth, wait_ms)
+end
+if wait_ms and ahead_tokens > 0 and delay_ms == 0 then
+  local late_ms = wait_ms + tonumber(pace[2] or 0) - deadline_in_ms
+  if late_ms > 0 then return refused(4, id, nil, ahead, wait_ms, late_ms) end
 end
 
--- Start-time fair queuing: a tenant's next job starts where its last one ends, never before the lane's virtual time.
-local tenant_field = 'f:' .. lane_name .. ':' .. tenant
-local times = redis.call('HMGET', fair, 'v:' .. lane_name, tenant_field)
-local tag = math.max(tonumber(times[1] or 0), tonumber(times[2] or 0))
-redis.call('HSET', fair, tenant_field, string.format('%.0f', tag + cost))
-local tag_text = string.format('%.0f', tag)
-
+local tag_text = string.format('%.3f', tag)
+redis.call('HSET', fair, 'f:' .. lane_name .. ':' .. tenant, string.format('%.3f %s', tag + cost / weight, tag_text))
 -- Among equal tags the smaller member goes first, so it begins with the time of entry.
 local member = string.format('%010d%06d|%s|%s', math.floor(now_ms / 1000),
   (now_ms % 1000) * 1000 + time[2] % 1000, batch_key, id)
@@ -39,15 +76,34 @@ local state = delay_ms > 0 and 'delayed' or 'queued'
 redis.call('HSET', job, 'state', state, 'spec', spec, 'tenant', tenant, 'lane', lane_name, 'member', member,
   'tag', tag_text, 'batch_key', batch_key, 'created_ms', now_ms, 'deadline_ms', deadline_ms, 'fence', 0,
   'attempt', 0, 'failures', 0, 'max_attempts', ARGV[11], 'on_disconnect', ARGV[12], 'on_interrupt', ARGV[13],
-  'inbox', ARGV[14])
+  'inbox', ARGV[14], 'cost', cost, 'weight', ARGV[17])
+if ARGV[20] == '1' then redis.call('HSET', job, 'journal', 1) end
 redis.call('PEXPIRE', job, deadline_in_ms + retention_ms)
+if fingerprint ~= '' then
+  redis.call('HSET', job, 'idem', string.sub(idem, #prefix + 6))
+  redis.call('SET', idem, id .. ' ' .. fingerprint, 'PX', deadline_in_ms + retention_ms)
+end
 redis.call('ZADD', deadlines, deadline_ms, id)
 redis.call('HINCRBY', stats, 'submitted', 1)
+redis.call('HINCRBY', waiting, 'j:' .. tenant, 1)
+local answer = {0, id, now_ms, ahead, math.ceil(wait_ms or -1), -1}
 if delay_ms > 0 then
   redis.call('ZADD', delayed, now_ms + delay_ms, id)
-  return {0, now_ms, depth}
+  return answer
 end
 redis.call('ZADD', lane, tag_text, member)
+redis.call('HINCRBY', waiting, 't:' .. lane_name, cost)
 if depth == 0 then redis.call('SADD', lanes, lane_name) end
-if redis.call('LLEN', bell) < 256 then redis.call('LPUSH', bell, 1) end
-return {0, now_ms, depth}
+
+-- The worker that served this batch key last has its prefix in the cache: where it is alive and has a slot, it alone is
+-- woken, and for a moment others leave the job to it.
+local owner = batch_key ~= '' and redis.call('HGET', warm, batch_key)
+if owner and tonumber(redis.call('ZSCORE', workers, owner) or 0) > now_ms
+    and redis.call('HLEN', prefix .. 'held:' .. owner) < tonumber(redis.call('HGET', capacity, owner) or 0) then
+  local own_bell = prefix .. 'bell:' .. owner
+  if redis.call('LPUSH', own_bell, 1) > 256 then redis.call('LTRIM', own_bell, 0, 255) end
+  redis.call('PEXPIRE', own_bell, 60000)
+elseif redis.call('LLEN', bell) < 256 then
+  redis.call('LPUSH', bell, 1)
+end
+return answer

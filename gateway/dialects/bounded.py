@@ -53,15 +53,15 @@ _PLAIN: Final = frozenset(
 )
 
 
-def read_object(raw: bytes, schemas_of: SchemasOf) -> JsonObject:
-    """The JSON object in these bytes. Raises BadRequest.
+def read_object(raw: bytes, schemas_of: SchemasOf, *, most_values: int = MAX_NODES) -> JsonObject:
+    """The JSON object in these bytes, of at most so many values. Raises BadRequest.
 
     `schemas_of` tells the JSON schemas in it: a schema may describe a property by any name, so names are free there.
     """
     outside = _outside_strings(raw)
     # A value follows a comma or opens a container, so there are at most this many.
-    if 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{") > MAX_NODES:
-        raise BadRequest(f"The body has too many values: at most {MAX_NODES}.", code="invalid_json")
+    if 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{") > most_values:
+        raise BadRequest(f"The body has too many values: at most {most_values}.", code="invalid_json")
     try:
         document: Any = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -79,6 +79,11 @@ def read_object(raw: bytes, schemas_of: SchemasOf) -> JsonObject:
 def is_object(value: Any) -> TypeGuard[JsonObject]:
     """Whether this is a JSON object."""
     return type(value) is dict
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether this is a JSON array."""
+    return type(value) is list
 
 
 def _outside_strings(raw: bytes) -> bytes:

@@ -11,17 +11,26 @@ import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from common.contracts import JsonObject, OnDisconnect, OnInterrupt, Priority, State
+from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priority, State
 from common.errors import BadRequest, CallerError
 from common.queue import Record
 from gateway.dialects.bounded import read_object
 from gateway.dialects.chat_schema import TokenLimit, check
-from gateway.dialects.openai import ChatRequest, chat_request, check_metadata, completion_object, schemas_of
+from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS_ENDPOINT
+from gateway.dialects.embeddings import EmbeddingsRequest, embeddings_object, embeddings_request
+from gateway.dialects.openai import (
+    CHAT_ENDPOINT,
+    ChatRequest,
+    chat_request,
+    check_metadata,
+    completion,
+    completion_object,
+    schemas_of,
+)
 from gateway.errors import error_fields
 
 MAX_DEADLINE_MS: Final = 7 * 86_400_000
 MAX_BATCH_KEY_CHARACTERS: Final = 128
-CHAT_ENDPOINT: Final = "/v1/chat/completions"
 
 _PREFIX: Final = b"x-headrace-"
 _BATCH_KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{MAX_BATCH_KEY_CHARACTERS}}}")
@@ -44,12 +53,15 @@ class JobOptions:
     on_interrupt: OnInterrupt | None = None
 
 
+Asked = ChatRequest | EmbeddingsRequest
+"""What an endpoint of ours was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobSubmission:
     """A job asked for by `POST /v1/jobs`."""
 
-    endpoint: str
-    chat: ChatRequest
+    asked: Asked
     options: JobOptions
     metadata: JsonObject
 
@@ -133,7 +145,7 @@ _CLOSED: Final = ConfigDict(strict=True, extra="forbid")
 class JobBody(TypedDict, total=False):
     """A job to be done later, or in the background."""
 
-    endpoint: Required[Literal["/v1/chat/completions"]]
+    endpoint: Required[Literal["/v1/chat/completions", "/v1/embeddings"]]
     body: Required[dict[str, Any]]
     priority: str | None
     deadline_ms: int | None
@@ -171,13 +183,20 @@ def parse_job_submission(raw: bytes) -> JobSubmission:
     options = _options(document, lambda name: name)
     if options.deadline_ms is not None and options.delay_ms >= options.deadline_ms:
         raise BadRequest("delay_ms: must be smaller than deadline_ms.", param="delay_ms")
-    return JobSubmission(CHAT_ENDPOINT, _inner(document["body"]), options, document.get("metadata") or {})
+    asked = _inner(document["endpoint"], document["body"])
+    return JobSubmission(asked, options, document.get("metadata") or {})
 
 
-def _inner(body: JsonObject) -> ChatRequest:
+_REQUESTS: Final[dict[str, Callable[[JsonObject], Asked]]] = {
+    CHAT_ENDPOINT: chat_request,
+    EMBEDDINGS_ENDPOINT: embeddings_request,
+}
+
+
+def _inner(endpoint: str, body: JsonObject) -> Asked:
     """The request inside a job, with faults named as they stand in the job."""
     try:
-        return chat_request(body)
+        return _REQUESTS[endpoint](body)
     except CallerError as error:
         raise in_body(error) from None
 
@@ -207,7 +226,14 @@ def parse_prompt(raw: bytes, *, default_model: str | None) -> ChatRequest:
     return chat_request(body)
 
 
-# --- records ----------------------------------------------------------------------------------------------------------
+# --- answers and records ----------------------------------------------------------------------------------------------
+
+
+def answer_body(job: Job, created_s: int, result: bytes) -> bytes:
+    """The body of a whole answer, in the shape of the job's endpoint, around the job's result."""
+    if job.endpoint == EMBEDDINGS_ENDPOINT:
+        return embeddings_object(job.model, job.body, result)
+    return completion(job.id, created_s, job.model, orjson.loads(result))
 
 
 def job_record(record: Record) -> JsonObject:
@@ -237,9 +263,11 @@ def job_record(record: Record) -> JsonObject:
     }
 
 
-def _answer(record: Record) -> JsonObject | None:
+def _answer(record: Record) -> JsonObject | orjson.Fragment | None:
     if not record.result:
         return None
+    if record.job.endpoint == EMBEDDINGS_ENDPOINT:
+        return orjson.Fragment(answer_body(record.job, 0, record.result))
     return completion_object(record.job.id, record.created_ms // 1000, record.job.model, orjson.loads(record.result))
 
 

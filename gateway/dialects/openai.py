@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import orjson
 
@@ -16,6 +16,7 @@ from gateway.errors import error_object
 
 # What a request asks for where it names no limit: only an estimate, for fair shares and for the expected wait.
 DEFAULT_ANSWER_TOKENS: Final = 256
+CHAT_ENDPOINT: Final = "/v1/chat/completions"
 CHARACTERS_A_TOKEN: Final = 4
 MEDIA_TOKENS: Final = 256
 MESSAGE_TOKENS: Final = 4
@@ -37,6 +38,10 @@ _MEDIA: Final = ("image_url", "audio_url", "video_url")
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A chat completion asked for. `body` is what is forwarded: the request without its streaming options."""
+
+    endpoint: ClassVar[str] = CHAT_ENDPOINT
+    streams: ClassVar[bool] = True
+    batch_key: ClassVar[str] = ""
 
     model: str
     stream: bool

@@ -13,7 +13,7 @@ from common.contracts import JsonObject, Position, State, pool_of
 from common.errors import BadRequest, CallerError, NotFound, PositionGone
 from common.queue import Record
 from gateway.admission import BACKGROUND
-from gateway.answers import job_headers
+from gateway.answers import job_headers, shaped
 from gateway.auth import Principal
 from gateway.dialects.native import in_body, job_record, parse_job_submission
 from gateway.dialects.openai import ChunkShape
@@ -39,7 +39,7 @@ def router(parts: Parts) -> APIRouter:
         try:
             job = parts.admission.job(
                 principal,
-                submission.chat,
+                submission.asked,
                 submission.options,
                 BACKGROUND,
                 request_id=request_id(request),
@@ -62,7 +62,7 @@ def router(parts: Parts) -> APIRouter:
         if ids is None:
             raise BadRequest("after: no job of yours by that id.", param="after")
         records = [await parts.queue.get(job_id) for job_id in ids[:most]]
-        data = [job_record(record) for record in records if record is not None]
+        data = [await shaped(record.result, job_record, record) for record in records if record is not None]
         return _json({"object": "list", "data": data, "has_more": len(ids) > most})
 
     _add_one_job(routes, parts)
@@ -167,7 +167,7 @@ def _limit(text: str) -> int:
 
 
 async def _shown(parts: Parts, record: Record) -> JsonObject:
-    shown = job_record(record)
+    shown = await shaped(record.result, job_record, record)
     shown["links"] = links(record.job.id)
     shown["cost_usd"] = _cost_usd(parts, record)
     if record.position is not None:

@@ -27,17 +27,20 @@ def router(parts: Parts) -> APIRouter:
     @routes.get("/readyz", **READYZ)
     async def readyz() -> Response:  # pyright: ignore[reportUnusedFunction]
         trouble = await _store_trouble(parts)
-        return Response("ok\n" if not trouble else f"{trouble}\n", 503 if trouble else 200, media_type="text/plain")
+        # A full store is no reason to send readers elsewhere: every gateway has the same one, and running work goes on.
+        said = trouble or ("ok; the store is full: new work is refused" if parts.pressure.full else "ok")
+        return Response(f"{said}\n", 503 if trouble else 200, media_type="text/plain")
 
     @routes.get("/health", **HEALTH)
     @routes.get("/healthz", include_in_schema=False)
     async def health() -> Response:  # pyright: ignore[reportUnusedFunction]
         trouble = await _store_trouble(parts)
         workers = 0 if trouble else sum([len(await parts.queue.workers(pool)) for pool in parts.settings.all_pools])
-        status = "unavailable" if trouble else "ok" if workers else "degraded"
+        status = "unavailable" if trouble else "ok" if workers and not parts.pressure.full else "degraded"
         body = {
             "status": status,
-            "store": trouble or "ok",
+            "store": trouble or ("full" if parts.pressure.full else "ok"),
+            "store_memory_share": round(parts.pressure.share, 3),
             "workers": workers,
             "streams": parts.hub.readers,
             "version": metadata_version(),
@@ -124,7 +127,7 @@ async def _pool(parts: Parts, pool: str) -> JsonObject:
         "by_class": {priority.label: _class_depth(lanes, priority) for priority in Priority},
         "lanes": [_lane(lane, now_ms) for lane in lanes],
         "drain_jobs_per_s": stats.get("drain_jobs_per_s"),
-        "counts": {name: int(value) for name, value in stats.items() if not name.startswith("drain_")},
+        "counts": {name: int(value) for name, value in stats.items() if ":" not in name and not name.startswith("drain_")},
     }
 
 

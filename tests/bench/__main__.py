@@ -15,6 +15,7 @@ from typing import Final
 import uvloop
 
 from tests.bench import http_scenarios, stack
+from tests.bench.batching_scenario import batching
 from tests.bench.claim_scenario import claim
 from tests.bench.cpu import cores
 from tests.bench.load import LoadFailed
@@ -30,6 +31,7 @@ SCENARIOS: Final[Mapping[str, Callable[[Options], Awaitable[Table]]]] = {
     "queue": queue,
     "many": http_scenarios.many,
     "claim": claim,
+    "batching": batching,
 }
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,51 +184,77 @@ def _pings(port: int) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A Headrace to start: the configuration of gateway and scheduler, and one for each worker process."""
+
+    shared: Mapping[str, object]
+    workers: Sequence[Mapping[str, object]]
+    worker_concurrency: int
+    environ: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 @contextmanager
-def headrace(setup: Setup, upstream: Upstream) -> Generator[System]:
+def deployed(setup: Setup, deployment: Deployment) -> Generator[System]:
     """The whole stack: Valkey, one gateway, one scheduler, and the workers."""
+    documents = {"gateway": deployment.shared, "scheduler": deployment.shared}
+    documents |= {f"worker-{number}": own for number, own in enumerate(deployment.workers, 1)}
     with ExitStack() as running:
         server = running.enter_context(valkey(setup))
         port = free_port()
-        told = _environ(setup, upstream, redis_url=server.url, port=port)
-        names = ["gateway", "scheduler", *(f"worker-{number}" for number in range(1, setup.workers + 1))]
-        processes = [running.enter_context(_running(_part(name, told, setup), setup)) for name in names]
+        told = {
+            "HEADRACE_HTTP_PORT": str(port),
+            "HEADRACE_REDIS_URL": server.url,
+            "HEADRACE_API_KEYS": API_KEY,
+            "HEADRACE_WORKER_CONCURRENCY": str(deployment.worker_concurrency),
+            "HEADRACE_DATA_DIR": str(setup.directory / "data"),
+            **setup.environ,
+            **deployment.environ,
+        }
+        commands = [_part(name, document, told, setup) for name, document in documents.items()]
+        processes = [running.enter_context(_running(command, setup)) for command in commands]
         wait_until_ready(processes[0], port, "/readyz")
-        _wait_for_workers(processes, port, setup.workers)
+        _wait_for_workers(processes, port, told["HEADRACE_API_KEYS"].partition(",")[0], len(deployment.workers))
         parts = {process.name: process.pid for process in processes}
         parts["valkey"] = server.pid
         yield System(Target("headrace", port, API_KEY), parts)
 
 
-def _part(name: str, told: Mapping[str, str], setup: Setup) -> Command:
+def _part(name: str, document: Mapping[str, object], told: Mapping[str, str], setup: Setup) -> Command:
     module = name if name in ("gateway", "scheduler") else "workers"
-    environ = {**told, "HEADRACE_METRICS_PORT": str(free_port())}
+    config = setup.directory / f"{name}.yaml"
+    config.write_text(json.dumps(document), encoding="utf-8")
+    environ = {**told, "HEADRACE_CONFIG": str(config), "HEADRACE_METRICS_PORT": str(free_port())}
     return Command(name, python(module), setup.cores.system, environ)
 
 
-def _wait_for_workers(processes: list[Process], port: int, workers: int) -> None:
+def _wait_for_workers(processes: list[Process], port: int, api_key: str, workers: int) -> None:
     gateway = processes[0]
 
     def registered() -> bool:
-        status, body = get(port, "/workers", API_KEY)
+        status, body = get(port, "/workers", api_key)
         return status == 200 and len(orjson.loads(body)) >= workers
 
     wait_until(registered, lambda: f"the workers did not register:\n{gateway.last_lines()}")
 
 
-def _environ(setup: Setup, upstream: Upstream, *, redis_url: str, port: int) -> dict[str, str]:
-    config = setup.directory / "headrace.yaml"
-    backend = {"name": "standin", "kind": "openai", "base_url": upstream.url, "concurrency": 8192}
-    models = {name: {"targets": [{"backend": "standin", "model": name}]} for name in SCRIPTS}
-    config.write_text(json.dumps({"backends": [backend], "models": models}), encoding="utf-8")
+def headrace(setup: Setup, upstream: Upstream) -> AbstractContextManager[System]:
+    """The whole stack in front of the stand-in."""
+    document = configuration({"standin": upstream.url}, SCRIPTS, kind="openai", concurrency=8192)
+    return deployed(setup, Deployment(document, [document] * setup.workers, setup.worker_concurrency))
+
+
+def configuration(
+    backends: Mapping[str, str], models: Iterable[str], *, kind: str, concurrency: int
+) -> dict[str, object]:
+    """A configuration in which each model may be had of each backend, equally."""
+    rows = [
+        {"name": name, "kind": kind, "base_url": url, "concurrency": concurrency} for name, url in backends.items()
+    ]
+    targets = [{"backend": name, "weight": 1} for name in backends]
     return {
-        "HEADRACE_CONFIG": str(config),
-        "HEADRACE_HTTP_PORT": str(port),
-        "HEADRACE_REDIS_URL": redis_url,
-        "HEADRACE_API_KEYS": API_KEY,
-        "HEADRACE_WORKER_CONCURRENCY": str(setup.worker_concurrency),
-        "HEADRACE_DATA_DIR": str(setup.directory / "data"),
-        **setup.environ,
+        "backends": rows,
+        "models": {name: {"targets": [{**target, "model": name} for target in targets]} for name in models},
     }
 
 

@@ -8,18 +8,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import httptools
 import orjson
 import uvloop
 
+from tests.bench import visits
+from tests.bench.visits import Visit
+
+MOST_VISITS: Final = 200_000
 CREATED_S: Final = 1_760_000_000
 ANSWER_ID: Final = "chatcmpl-standin"
 _JSON_HEAD: Final = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-_SSE_HEAD: Final = (
+SSE_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"cache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
 )
@@ -50,6 +56,8 @@ SCRIPTS: Final = {
     "bench-stream": Script(tokens=64, ttft_ms=50, gap_ms=10),
     "bench-slow": Script(tokens=20, ttft_ms=1000, gap_ms=1000),
     "bench-long": Script(tokens=60, ttft_ms=1000, gap_ms=1000),
+    "bench-second": Script(tokens=10, ttft_ms=100, gap_ms=100),
+    "bench-overload": Script(tokens=16, ttft_ms=500, gap_ms=100),
 }
 
 
@@ -122,18 +130,19 @@ def _writes(model: str, script: Script, usage: dict[str, int] | None) -> tuple[b
 
     def chunk(delta: dict[str, str], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _event(orjson.dumps({**head, "choices": [choice], **null_usage}))
+        return event(orjson.dumps({**head, "choices": [choice], **null_usage}))
 
     writes = [chunk({"content": token(number)}) for number in range(script.tokens)]
-    writes[0] = _SSE_HEAD + chunk({"role": "assistant", "content": ""}) + writes[0]
+    writes[0] = SSE_HEAD + chunk({"role": "assistant", "content": ""}) + writes[0]
     last = [chunk({}, "stop")]
     if usage is not None:
-        last.append(_event(orjson.dumps({**head, "choices": [], "usage": usage})))
-    writes[-1] += b"".join(last) + _event(b"[DONE]") + b"0\r\n\r\n"
+        last.append(event(orjson.dumps({**head, "choices": [], "usage": usage})))
+    writes[-1] += b"".join(last) + event(b"[DONE]") + b"0\r\n\r\n"
     return tuple(writes)
 
 
-def _event(data: bytes) -> bytes:
+def event(data: bytes) -> bytes:
+    """A server-sent event as an HTTP chunk."""
     frame = b"data: " + data + b"\n\n"
     return b"%x\r\n%s\r\n" % (len(frame), frame)
 
@@ -183,6 +192,7 @@ class Site:
     wheel: Wheel
     models: dict[str, Rendered]
     counts: Counts
+    visits: deque[Visit] = field(default_factory=lambda: deque[Visit](maxlen=MOST_VISITS))
 
 
 class Connection(asyncio.Protocol):
@@ -197,6 +207,7 @@ class Connection(asyncio.Protocol):
         self._writes: tuple[bytes, ...] | None = None
         self._next = 0
         self._gap = 0
+        self._visit: Visit | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # pyright: ignore[reportAttributeAccessIssue]  # a TCP server hands in a Transport
@@ -204,8 +215,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._writes is not None:
-            self._writes = None
-            self._site.counts.ended(whole=False)
+            self._end(whole=False)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -237,6 +247,8 @@ class Connection(asyncio.Protocol):
     def _page(self) -> bytes:
         if self._url == b"/stats":
             return answer(200, asdict(self._site.counts))
+        if self._url == b"/log":
+            return answer(200, {"visits": visits.encode(list(self._site.visits))})
         if self._url == b"/health":
             return answer(200, {"status": "ok"})
         if self._url == b"/v1/models":
@@ -253,6 +265,9 @@ class Connection(asyncio.Protocol):
             return
         self._site.counts.began()
         script = model.script
+        if (number := visits.number_of(asked)) >= 0:
+            self._visit = Visit(number, time.monotonic(), output_tokens=script.tokens)
+            self._site.visits.append(self._visit)
         if not asked.get("stream"):
             self._begin((model.whole,), int(script.lasts_s * 1000), 0)
             return
@@ -280,9 +295,12 @@ class Connection(asyncio.Protocol):
             # Counted from when it was due, so that a late turn does not slow the stream down.
             self._site.wheel.at(tick + self._gap, self._step)
 
-    def _end(self) -> None:
+    def _end(self, *, whole: bool = True) -> None:
         self._writes = None
-        self._site.counts.ended(whole=True)
+        self._site.counts.ended(whole=whole)
+        if self._visit is not None:
+            self._visit.ended_s, self._visit.whole = time.monotonic(), whole
+            self._visit = None
 
     def _refuse(self, status: int, message: str) -> None:
         self._write(refusal(status, message))

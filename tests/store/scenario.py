@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from common.contracts import Failure, OnDisconnect, OnInterrupt, Outcome, Priority, State
 from common.health import HealthStore, Probe
 from common.queue import Settlement
@@ -26,7 +28,7 @@ async def everything(r: Rig, pool: str) -> None:
 
 async def _workers_and_jobs(r: Rig, pool: str) -> None:
     for worker, lease_s in (("w", 10_000), ("dies", 1), ("idle", 10_000)):
-        await r.queue.beat(pool, worker, lease_s=lease_s, info={"slots": 4}, register=True)
+        await r.queue.beat(pool, worker, lease_s=lease_s, info={"slots": 4}, concurrency=8, register=True)
     await r.streams.keep_inbox(pool, "g")
     await r.streams.keep_inbox(pool, "g")
     for number in range(1, 10):
@@ -38,9 +40,15 @@ async def _workers_and_jobs(r: Rig, pool: str) -> None:
     await r.queue.submit(a_job(21, pool=pool, deadline_in_ms=1_000, priority=Priority.BATCH))
     await r.queue.submit(a_job(22, pool=pool, priority=Priority.STANDARD))
     await r.queue.submit(a_job(1, pool=pool))
+    keyed = a_job(23, pool=pool, idempotency="k", fingerprint="f", journal=True, priority=Priority.STANDARD)
+    await r.queue.submit(keyed)
+    await r.queue.submit(replace(keyed, id=job_id(24, pool)))
+    await r.queue.submit(replace(keyed, fingerprint="g"))
+    await r.queue.by_key(pool, "t", "k")
     await r.queue.leave(pool, "idle")
     await r.queue.get(job_id(1, pool))
     await r.queue.jobs_of("t", most=10, before=job_id(1, pool))
+    await r.queue.places(pool, [job_id(1, pool), job_id(22, pool), job_id(99, pool)])
 
 
 async def _tokens_and_ends(r: Rig, pool: str) -> None:

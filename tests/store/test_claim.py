@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from common import keys
-from common.contracts import State
+from common.contracts import Priority, State
 from common.queue import BATCH_WINDOW, Released, Settled
 from tests.support.redis_server import RedisServer
 from tests.support.seeds import POOL, View, a_job, job_id, rig
@@ -248,8 +248,9 @@ async def test_a_key_is_gathered_only_within_the_window(redis_server: RedisServe
 async def test_a_batch_key_never_reaches_into_another_model_or_class(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.worker()
-        await r.submit(a_job(1, batch_key="k"), a_job(2), a_job(3, batch_key="k", model="n"))
-        assert await r.numbers(2, lanes=("0:m", "0:n")) == [1, 2]
+        await r.submit(a_job(1, batch_key="k"), a_job(2), a_job(3, model="n"), a_job(4, batch_key="k", model="n"))
+        await r.submit(a_job(5, batch_key="k", priority=Priority.STANDARD))
+        assert await r.numbers(2, lanes=("0:m", "0:n", "1:m")) == [1, 3]
 
 
 async def test_a_late_job_with_the_key_is_dropped_and_not_given_out(redis_server: RedisServer) -> None:

@@ -122,7 +122,8 @@ def parameters_of_local_functions(code: str) -> set[str]:
     for function, parameters in re.findall(r"local function (\w+)\(([\w, ]*)\)", code):
         calls = re.findall(rf"(?<!function ){function}\(([^)]*)\)", code)
         for index, name in enumerate(parameters.split(", ")):
-            if calls and all(call.split(", ")[index].startswith("prefix .. '") for call in calls if call):
+            given = [call.split(", ") for call in calls if call]
+            if given and all(len(words) > index and words[index].startswith("prefix .. '") for words in given):
                 names.add(name)
     return names
 

@@ -192,10 +192,10 @@ async def test_a_sweep_forgets_only_times_that_say_nothing(redis_server: RedisSe
         [claim] = await r.claim(1, lanes=("0:llama3:8b",))
         assert claim.job.tenant == "x"
         # Still waiting in 0:m: debtor's second job, whose tenant's time is ahead; the lane's own time is 0.
-        redis_server.command("HSET", keys.fair(POOL), "v:0:m", 1)
+        redis_server.command("HSET", keys.fair(POOL), "v:0", 1)
         assert await r.queue.sweep_fair(POOL) == 2
         left = {raw.decode() for raw in redis_server.command("HKEYS", keys.fair(POOL))}
-        assert left == {"v:0:m", "v:0:llama3:8b", "f:0:m:debtor"}
+        assert left == {"v:0", "f:0:m:debtor"}
         assert await r.queue.sweep_fair(POOL) == 0
 
 

@@ -84,7 +84,7 @@ async def test_the_pace_is_measured_noted_for_all_and_makes_the_wait(redis_serve
     async with rig(redis_server) as r:
         clock = ManualClock()
         shown = Shown(r, clock)
-        await r.submit(*(a_job(number) for number in range(30)))
+        await r.submit(*(a_job(number, cost_tokens=50) for number in range(30)))
         await r.worker()
         await shown.role.round()
         assert "drain_jobs_per_s" not in await r.queue.stats(POOL)
@@ -92,9 +92,10 @@ async def test_the_pace_is_measured_noted_for_all_and_makes_the_wait(redis_serve
         clock.advance(2)
         await shown.role.round()
         stats = await r.queue.stats(POOL)
-        assert (stats["drain_jobs_per_s"], stats["drain_tokens_per_s"]) == (5, 500)
-        assert shown("queue_estimated_wait_seconds", pool=POOL, cls="interactive") == 4
-        assert shown("queue_tokens", pool=POOL) == 20 * 100
+        assert (stats["drain_jobs_per_s:m"], stats["drain_tokens_per_s:m"]) == (5, 500)
+        assert stats["drain_jobs_per_s"] == 5
+        assert shown("queue_estimated_wait_seconds", pool=POOL, cls="interactive") == 20 * 50 / 500
+        assert shown("queue_tokens", pool=POOL) == 20 * 50
 
 
 async def test_an_unknown_wait_is_not_shown_as_none_at_all(redis_server: RedisServer) -> None:
@@ -106,7 +107,6 @@ async def test_an_unknown_wait_is_not_shown_as_none_at_all(redis_server: RedisSe
         waits = {label: shown("queue_estimated_wait_seconds", pool=POOL, cls=label) for label in _labels()}
         assert waits["interactive"] == 0
         assert _unknown(waits["standard"]) and _unknown(waits["batch"])
-        assert _unknown(shown("queue_tokens", pool=POOL))
 
 
 def _unknown(value: float | None) -> bool:
@@ -116,7 +116,7 @@ def _unknown(value: float | None) -> bool:
 async def test_without_a_worker_no_wait_is_promised_whatever_the_pace_was(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         shown = Shown(r)
-        await r.queue.note_rates(POOL, {"drain_jobs_per_s": 5.0, "drain_tokens_per_s": 50.0})
+        await r.queue.note_rates(POOL, {"drain_jobs_per_s:m": 5.0, "drain_tokens_per_s:m": 5.0})
         await r.submit(a_job(1))
         await shown.role.round()
         assert _unknown(shown("queue_estimated_wait_seconds", pool=POOL, cls="interactive"))
@@ -127,13 +127,13 @@ async def test_without_a_worker_no_wait_is_promised_whatever_the_pace_was(redis_
 
 async def test_a_new_scheduler_goes_on_from_the_pace_that_another_noted(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
-        await r.queue.note_rates(POOL, {"drain_jobs_per_s": 5.0, "drain_tokens_per_s": 50.0})
+        await r.queue.note_rates(POOL, {"drain_jobs_per_s:m": 5.0, "drain_tokens_per_s:m": 5.0})
         clock = ManualClock()
         shown = Shown(r, clock)
         for _ in range(3):
             await shown.role.round()
             clock.advance(2)
-        assert (await r.queue.stats(POOL))["drain_jobs_per_s"] == 5
+        assert (await r.queue.stats(POOL))["drain_jobs_per_s:m"] == 5
 
 
 async def test_counters_that_a_store_lost_do_not_upset_the_pace(redis_server: RedisServer) -> None:

@@ -22,6 +22,7 @@ async def test_an_accepted_job_is_in_its_lane_with_its_deadline_and_one_bell(red
             deadlines={1},
             bells=1,
             stats={"submitted": 1},
+            waiting={"j:t": 1, "t:0:m": 1},
         )
 
 
@@ -29,7 +30,9 @@ async def test_a_job_with_a_delay_waits_among_the_delayed_and_rings_nobody(redis
     async with rig(redis_server) as r:
         [answer] = await r.submit(a_job(1, delay_ms=60_000))
         assert answer.code is Submitted.ACCEPTED
-        assert r.view() == View(states={1: "delayed"}, delayed=[1], deadlines={1}, stats={"submitted": 1})
+        assert r.view() == View(
+            states={1: "delayed"}, delayed=[1], deadlines={1}, stats={"submitted": 1}, waiting={"j:t": 1}
+        )
 
 
 async def test_the_same_id_again_is_a_duplicate_and_writes_nothing(redis_server: RedisServer) -> None:

@@ -45,6 +45,7 @@ class Member:
         self.name = name
         self.environ = environ
         self.process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
         self._room = room
         self._log = log
         self._log.touch()
@@ -75,6 +76,7 @@ class Member:
         """Starts it; does not wait."""
         assert not self.runs, f"{self.name} runs already"
         self._began_bytes = self._log.stat().st_size
+        self.starts += 1
         with self._log.open("ab") as log:
             self.process = _spawn(self._room, self.environ, log)
 
@@ -105,14 +107,14 @@ class Member:
 
 def _spawn(room: str, environ: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-P", "-m", room]
-    return subprocess.Popen(words, env=environ, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    return subprocess.Popen(words, env=environ, cwd=environ["PYTHONPATH"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 class Fleet:
     """Members `gateway-0`, `worker-0`, `scheduler-0`, … over one Valkey.
 
     `settings` are of the environment, without `HEADRACE_` and in any case: `Fleet(place, lease_s=1)`; `valkey` are more
-    words for its command line.
+    words for its command line; `tree` is where the code of the members lies.
     """
 
     def __init__(
@@ -124,9 +126,11 @@ class Fleet:
         schedulers: int = 1,
         config: str = ECHO,
         valkey: tuple[str, ...] = (),
+        tree: Path = ROOT,
         **settings: str | float,
     ) -> None:
         self.directory = directory
+        self._tree = tree
         self.redis = RedisServer(binaries()["valkey"], directory, options=valkey)
         self._file = directory / "headrace.yaml"
         self._file.write_text(config)
@@ -142,7 +146,7 @@ class Fleet:
         own = {f"HEADRACE_{key.upper()}": str(value) for key, value in settings.items()}
         environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")},
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(self._tree),
             "HEADRACE_CONFIG": str(self._file),
             "HEADRACE_DATA_DIR": str(self.directory),
             "HEADRACE_REDIS_URL": self.redis.url,

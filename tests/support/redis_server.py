@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -84,6 +85,21 @@ class RedisServer:
         if isinstance(reply, ReplyError):
             raise reply
         return reply
+
+    def commands(self, many: Sequence[Sequence[str | bytes | int | float]], *, limit_s: float = 5) -> list[Any]:
+        """The raw replies of these commands, sent together; an error stands among them as a ReplyError."""
+        reader, replies = Reader(), list[Any]()
+        with socket.create_connection(("127.0.0.1", self.port), timeout=limit_s) as connection:
+            packed = [pack_command(tuple(words)) for words in many]  # pyright: ignore[reportArgumentType]
+            connection.sendall(b"".join(packed))
+            while len(replies) < len(many):
+                while (reply := reader.gets()) is False:
+                    received = connection.recv(1 << 20)
+                    if not received:
+                        raise ConnectionError("the server closed the connection")
+                    reader.feed(received)
+                replies.append(reply)
+        return replies
 
     def empty(self) -> None:
         """Forgets all data, all scripts and any memory limit, as a fresh server would be."""

@@ -61,6 +61,7 @@ class View:
     workers: set[str] = field(default_factory=set[str])
     bells: int = 0
     stats: dict[str, int] = field(default_factory=dict[str, int])
+    waiting: dict[str, int] = field(default_factory=dict[str, int])
     streams: dict[int, list[tuple[str, bytes]]] = field(default_factory=dict[int, list[tuple[str, bytes]]])
 
 
@@ -103,7 +104,13 @@ def _held(server: RedisServer, name: str, seen: View) -> None:
 
 def _stats(server: RedisServer, name: str, seen: View) -> None:
     flat = server.command("HGETALL", name)
-    seen.stats = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
+    counts = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
+    seen.stats = {name: count for name, count in counts.items() if not name.startswith("busy_ms:")}
+
+
+def _waiting(server: RedisServer, name: str, seen: View) -> None:
+    flat = server.command("HGETALL", name)
+    seen.waiting = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 _KINDS: Final = {
@@ -112,6 +119,7 @@ _KINDS: Final = {
     "lane": _lane,
     "held": _held,
     "stats": _stats,
+    "waiting": _waiting,
     "lanes": lambda server, name, seen: setattr(seen, "named", {n.decode() for n in server.command("SMEMBERS", name)}),
     "delayed": lambda server, name, seen: setattr(seen, "delayed", _numbers(server, name)),
     "deadlines": lambda server, name, seen: setattr(seen, "deadlines", set(_numbers(server, name))),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from common.contracts import Priority
 from common.queue import LaneDepth
 from scheduler.drain import Drain
-from scheduler.gauges import ages_s, depths, tokens_waiting, waits_s
+from scheduler.gauges import ages_s, depths, tokens_by_lane, waits_s
 
 INTERACTIVE, STANDARD, BATCH = Priority
 
@@ -35,18 +33,17 @@ def test_an_entry_from_a_clock_ahead_is_new_and_not_older_than_now() -> None:
     assert ages_s([_lane(BATCH, "a", 1, 12_000)], 10_000) == {"batch": 0}
 
 
-def test_a_job_waits_behind_its_own_class_and_those_above() -> None:
-    depth = {(INTERACTIVE, "a"): 1, (INTERACTIVE, "b"): 1, (STANDARD, "a"): 4, (BATCH, "a"): 10}
-    assert waits_s(depth, Drain(2, 20)) == {"interactive": 1, "standard": 3, "batch": 8}
+def test_a_job_waits_behind_its_models_own_class_and_those_above_and_the_slowest_model_is_told() -> None:
+    tokens = {(INTERACTIVE, "a"): 20, (INTERACTIVE, "b"): 30, (STANDARD, "a"): 40, (BATCH, "a"): 100}
+    drains = {"a": Drain(2, 20), "b": Drain(1, 10)}
+    assert waits_s(tokens, drains) == {"interactive": 3, "standard": 3, "batch": 8}
 
 
 def test_a_wait_that_cant_be_told_is_left_out() -> None:
-    depth = {(INTERACTIVE, "a"): 0, (BATCH, "a"): 10}
-    assert waits_s(depth, Drain()) == {"interactive": 0, "standard": 0}
+    tokens = {(INTERACTIVE, "a"): 0, (BATCH, "a"): 10}
+    assert waits_s(tokens, {}) == {"interactive": 0, "standard": 0}
 
 
-def test_tokens_waiting_are_the_jobs_times_their_mean_size() -> None:
-    depth = {(INTERACTIVE, "a"): 2, (BATCH, "a"): 3}
-    assert tokens_waiting(depth, Drain(4, 400)) == 500
-    assert tokens_waiting({(INTERACTIVE, "a"): 0}, Drain()) == 0
-    assert math.isnan(tokens_waiting(depth, Drain()))
+def test_tokens_are_those_of_the_lanes_and_nought_where_nothing_waits() -> None:
+    lanes = [LaneDepth("default", BATCH, "a", 2, 0, 70)]
+    assert tokens_by_lane(lanes, ["a"]) == {(INTERACTIVE, "a"): 0, (STANDARD, "a"): 0, (BATCH, "a"): 70}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from common.config import Backend
-from common.contracts import Chunk, JsonObject
+from common.contracts import Chunk, JsonObject, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Call:
     `body` is the public request in OpenAI's shape, `model` the model's name at the backend. `stream` tells whether
     the upstream is asked for tokens as they come; otherwise the one chunk holds the whole answer as its deltas.
     `timeout_s` bounds the whole call (the smaller of the backend's own limit and what the job's deadline leaves).
+    `on_answer` is told the status and headers of the upstream's answer, as soon as they are there.
     """
 
     backend: Backend
@@ -27,6 +28,15 @@ class Call:
     timeout_s: float
     api_key: str | None = None
     request_id: str = ""
+    on_answer: Callable[[int, Mapping[str, str]], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The inputs' embeddings in the inputs' order, each packed as little-endian float32; usage where it was told."""
+
+    vectors: list[bytes]
+    usage: Usage | None = None
 
 
 class Provider(Protocol):
@@ -43,5 +53,12 @@ class Provider(Protocol):
 
         Raises an UpstreamError (never a foreign exception). Closing the generator, or cancelling the task that
         drives it, closes the upstream connection.
+        """
+        ...
+
+    async def embed(self, call: Call) -> Embedded:
+        """The embeddings of the call's inputs: one for each, all of one length, as many numbers as were asked for.
+
+        Raises an UpstreamError, as `stream` does. Cancelling the task closes the upstream connection.
         """
         ...

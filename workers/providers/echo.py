@@ -6,8 +6,10 @@ The script is the backend's `options` and, over them, the JSON after `echo:` in 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from itertools import cycle, islice
@@ -29,7 +31,8 @@ from common.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from workers.providers.base import Call
+from workers.providers.base import Call, Embedded
+from workers.providers.vectors import inputs_of, pack
 from workers.providers.wire import is_list, is_object
 
 CHAT: Final = "/v1/chat/completions"
@@ -37,6 +40,7 @@ PREFIX: Final = "echo:"
 _WORD: Final = re.compile(r"\s*\S+")
 _ARGUMENT_PIECE_CHARACTERS: Final = 8
 _REMEMBERED_CALLS: Final = 10_000
+DIMENSIONS: Final = 16
 # Between so many tokens without a delay, others get a turn of the event loop.
 _TOKENS_A_TURN: Final = 64
 
@@ -76,10 +80,10 @@ class Script(BaseModel):
 
 def to_script(call: Call) -> Script:
     """The script for a call. Raises UpstreamRefused where it can't be read."""
-    text = _last_text(call.body)
+    text = _asked(call.body)
     words: JsonObject = dict(call.backend.options)
     if text.lstrip().startswith(PREFIX):
-        words |= _parsed(text.lstrip().removeprefix(PREFIX))
+        words |= _parsed(text.lstrip().removeprefix(PREFIX), _field(call.body))
     elif not words.get("numbered") and "text" not in words:
         words["text"] = text
     try:
@@ -87,20 +91,30 @@ def to_script(call: Call) -> Script:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UpstreamRefused(f"The echo script is not valid: {place}: {first['msg']}", param="messages") from None
+        raise UpstreamRefused(
+            f"The echo script is not valid: {place}: {first['msg']}", param=_field(call.body)
+        ) from None
 
 
-def _parsed(text: str) -> JsonObject:
+def _parsed(text: str, param: str) -> JsonObject:
     try:
         words: Any = orjson.loads(text)
     except orjson.JSONDecodeError:
         words = None
     if not is_object(words):
-        raise UpstreamRefused("After 'echo:' a JSON object is expected.", param="messages")
+        raise UpstreamRefused("After 'echo:' a JSON object is expected.", param=param)
     return words
 
 
-def _last_text(body: JsonObject) -> str:
+def _field(body: JsonObject) -> str:
+    return "messages" if "messages" in body else "input"
+
+
+def _asked(body: JsonObject) -> str:
+    """The text that may hold the script: the last user message, or the first input that has one."""
+    if _field(body) == "input":
+        texts = (one for one in inputs_of(body) if isinstance(one, str))
+        return next((text for text in texts if text.lstrip().startswith(PREFIX)), "")
     messages = [message for message in _messages(body) if message.get("role") == "user"]
     return _text_of(messages[-1].get("content")) if messages else ""
 
@@ -196,6 +210,19 @@ def to_usage(body: JsonObject, made: int) -> Usage:
     return Usage(sum(len(_WORD.findall(text)) for text in texts), made)
 
 
+def to_vector(one: Any, dimensions: int) -> bytes:
+    """A vector of length 1 that depends on the input alone: the same input has the same, others have others."""
+    digest = hashlib.shake_128(orjson.dumps(one)).digest(2 * dimensions)
+    numbers = [number - 32_767.5 for number in struct.unpack(f"<{dimensions}H", digest)]
+    length = math.hypot(*numbers)
+    return pack([number / length for number in numbers])
+
+
+def to_input_usage(inputs: list[Any]) -> Usage:
+    """Words counted as tokens, and tokens as they are."""
+    return Usage(sum(len(_WORD.findall(one)) if isinstance(one, str) else len(one) for one in inputs))
+
+
 # --- 3. the script's failure to our errors ---------------------------------------------------------------------------
 
 _ERRORS: Final = {
@@ -245,10 +272,18 @@ class EchoProvider:
         else:
             yield Chunk([_whole_choice(index, deltas, call.body, reason) for index in choices], usage)
 
+    async def embed(self, call: Call) -> Embedded:
+        """A made-up embedding of each input, when the script lets it."""
+        script = to_script(call)
+        await _Pace(self._clock, script, call, tokens=0, failing=self._is_failing(script, call)).reach(0)
+        inputs, dimensions = inputs_of(call.body), _count(call.body, "dimensions") or DIMENSIONS
+        usage = to_input_usage(inputs) if script.usage else None
+        return Embedded([to_vector(one, dimensions) for one in inputs], usage)
+
     def _is_failing(self, script: Script, call: Call) -> bool:
         if script.attempts_failing is None:
             return script.error is not None or script.fail_at is not None
-        key = call.request_id or _last_text(call.body)
+        key = call.request_id or _asked(call.body)
         attempt = self._attempts[key] = self._attempts.pop(key, 0) + 1
         if len(self._attempts) > _REMEMBERED_CALLS:
             self._attempts.popitem(last=False)

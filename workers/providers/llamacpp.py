@@ -66,6 +66,7 @@ class LlamaCppProvider(openai.OpenAIProvider):
 
     kind: ClassVar[str] = "llamacpp"
     to_wire = staticmethod(openai.to_open_wire)
+    to_embedding_wire = staticmethod(openai.to_open_embedding_wire)
     from_wire = staticmethod(from_wire)
     from_body = staticmethod(from_body)
     to_error = staticmethod(to_error)

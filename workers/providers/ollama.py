@@ -11,12 +11,14 @@ import orjson
 
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused
-from workers.providers.base import Call
+from workers.providers.base import Call, Embedded
 from workers.providers.upstream import drain, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
+from workers.providers.vectors import checked, inputs_of, pack
 from workers.providers.wire import JsonLineDecoder, is_list, is_object, json_object
 
 CHAT: Final = "/v1/chat/completions"
 NATIVE_CHAT: Final = "/api/chat"
+NATIVE_EMBED: Final = "/api/embed"
 
 # --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
 
@@ -44,6 +46,26 @@ def to_wire(call: Call) -> JsonObject:
     for key, value in (("format", _format(body.get("response_format"))), ("think", _think(body))):
         if value is not None:
             wire[key] = value
+    return wire
+
+
+def to_embedding_wire(call: Call) -> JsonObject:
+    """The body for `/api/embed`. Raises UpstreamRefused for tokens, which that API does not take."""
+    body, ours = call.body, call.backend.options
+    inputs = inputs_of(body)
+    if not all(isinstance(one, str) for one in inputs):
+        raise UpstreamRefused("Ollama embeds texts only, not tokens.", param="input")
+    wire: JsonObject = {
+        "model": call.model,
+        "input": inputs,
+        # Left to itself it cuts a long text in silence.
+        "truncate": bool(body.get("truncate")),
+        "options": {key: value for key, value in ours.items() if key not in _BACKEND_TOP_LEVEL},
+    }
+    if "keep_alive" in ours:
+        wire["keep_alive"] = ours["keep_alive"]
+    if body.get("dimensions") is not None:
+        wire["dimensions"] = body["dimensions"]
     return wire
 
 
@@ -194,6 +216,16 @@ def _usage(event: JsonObject) -> Usage | None:
     return Usage(prompt, made)
 
 
+def from_embeddings(event: JsonObject, call: Call) -> Embedded:
+    """The vectors in an answer, one for each input. Raises UpstreamProtocolError, UpstreamRefused."""
+    rows = event.get("embeddings")
+    if not is_list(rows) or not all(is_list(row) for row in rows):
+        raise UpstreamProtocolError("The model's server sent no list of embeddings.")
+    count = event.get("prompt_eval_count")
+    usage = Usage(count) if type(count) is int and count > 0 else None
+    return Embedded(checked([pack(row) for row in rows], call.body), usage)
+
+
 # --- 3. their refusals to our errors ---------------------------------------------------------------------------------
 
 
@@ -239,6 +271,12 @@ class OllamaProvider:
                 yield chunk
             progress.check()
             await drain(rest)
+
+    async def embed(self, call: Call) -> Embedded:
+        """The embeddings of the call's inputs."""
+        body = to_embedding_wire(call)
+        async with opened(self._client, call, NATIVE_EMBED, body=body, to_error=to_error) as answer:
+            return from_embeddings(_event(await read_all(answer), call), call)
 
 
 def _chunks(lines: list[bytes], progress: Progress, call: Call) -> Iterator[Chunk]:

@@ -9,7 +9,7 @@ import httpx
 
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamError, UpstreamProtocolError, UpstreamRefused
-from workers.providers.base import Call
+from workers.providers.base import Call, Embedded
 from workers.providers.upstream import (
     drain,
     is_json,
@@ -21,9 +21,11 @@ from workers.providers.upstream import (
     secrets_of,
     words,
 )
+from workers.providers.vectors import checked, from_data
 from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_object
 
 CHAT: Final = "/v1/chat/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
 
 # --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
 
@@ -59,6 +61,29 @@ def to_open_wire(call: Call) -> JsonObject:
     if is_list(messages := kept.get("messages")):
         kept["messages"] = [_without_developer(message) for message in messages]
     return _asking(kept, call)
+
+
+# How numbers are written is between us and the server, whatever the caller wants to get.
+_EMBEDDING_FIELDS: Final = frozenset({"input", "dimensions", "user"})
+_LAYOUT: Final = frozenset({"encoding_format", "embed_dtype", "endianness"})
+
+
+def to_embedding_wire(call: Call) -> JsonObject:
+    """The body of a request for embeddings, for a strict server: known fields only."""
+    return _asking_vectors({key: value for key, value in call.body.items() if key in _EMBEDDING_FIELDS}, call)
+
+
+def to_open_embedding_wire(call: Call) -> JsonObject:
+    """The same for a self-hosted server: unknown fields pass, but for ours and for those that choose a destination."""
+    dropped = _FORBIDDEN | _LAYOUT
+    kept = {k: v for k, v in call.body.items() if k not in dropped and not k.startswith(_OURS)}
+    return _asking_vectors(kept, call)
+
+
+def _asking_vectors(body: JsonObject, call: Call) -> JsonObject:
+    kept = {key: value for key, value in body.items() if value is not None}
+    # A quarter of the bytes of written numbers, and no parsing of them; who knows only numbers sends those.
+    return {**kept, "model": call.model, "encoding_format": "base64"}
 
 
 def _asking(body: JsonObject, call: Call) -> JsonObject:
@@ -104,6 +129,11 @@ def from_body(event: JsonObject) -> Chunk:
         raise _no_choices(event)
     whole = [_as_delta(choice) for choice in choices]
     return Chunk(whole, to_usage(event.get("usage")), _extra(event))
+
+
+def from_embeddings(event: JsonObject, call: Call) -> Embedded:
+    """The vectors in an answer, one for each input. Raises UpstreamProtocolError, UpstreamRefused."""
+    return Embedded(checked(from_data(event.get("data")), call.body), to_usage(event.get("usage")))
 
 
 def to_usage(value: Any) -> Usage | None:
@@ -275,6 +305,7 @@ class OpenAIProvider:
 
     kind: ClassVar[str] = "openai"
     to_wire = staticmethod(to_wire)
+    to_embedding_wire = staticmethod(to_embedding_wire)
     from_wire = staticmethod(from_wire)
     from_body = staticmethod(from_body)
     to_error = staticmethod(to_error)
@@ -299,6 +330,12 @@ class OpenAIProvider:
             if (last := progress.last()) is not None:
                 yield last
             await drain(rest)
+
+    async def embed(self, call: Call) -> Embedded:
+        """The embeddings of the call's inputs."""
+        body = self.to_embedding_wire(call)
+        async with opened(self._client, call, EMBEDDINGS, body=body, to_error=self.to_error) as answer:
+            return from_embeddings(_event(await read_all(answer), call), call)
 
     def _chunks(self, payloads: list[bytes], progress: Progress, call: Call) -> Iterator[Chunk]:
         for payload in payloads:

@@ -56,6 +56,8 @@ async def opened(
     with translated():
         response = await client.send(_request(client, call, path, body), stream=True)
         try:
+            if call.on_answer is not None:
+                call.on_answer(response.status_code, response.headers)
             if response.status_code != 200:
                 text = await _read_some(response)
                 raise to_error(response.status_code, text, response.headers, secrets=secrets_of(call))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from workers.providers.openai import OpenAIProvider, to_open_wire
+from workers.providers.openai import OpenAIProvider, to_open_embedding_wire, to_open_wire
 
 
 class VllmProvider(OpenAIProvider):
@@ -12,3 +12,4 @@ class VllmProvider(OpenAIProvider):
 
     kind: ClassVar[str] = "vllm"
     to_wire = staticmethod(to_open_wire)
+    to_embedding_wire = staticmethod(to_open_embedding_wire)

@@ -1,0 +1,223 @@
+"""The one way to SQL: short transactions in tasks of their own, tables made ready at first use.
+
+SQLite (a file, write-ahead log, every commit on disk) or PostgreSQL; what differs between the two stands here and in
+`schema`. A transaction goes on when its caller gives up: a connection broken off in the middle is a connection lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import asyncpg
+import structlog
+from sqlalchemy import event, make_url, select
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from common.config import ConfigError, Settings
+from common.errors import LedgerUnavailable
+from common.ledger import schema
+from common.ledger.tables import IDENTITY
+
+log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+Work = Callable[[AsyncConnection], Awaitable[Result]]
+
+FILE_NAME: Final = "ledger.db"
+BUSY_S: Final = 1.5
+CONNECT_S: Final = 1.5
+MIGRATION_S: Final = 60.0
+CONNECTIONS: Final = 4
+_TRANSIENT: Final = (
+    OperationalError,
+    InterfaceError,
+    InternalError,
+    PoolTimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+)
+
+
+def database_url(settings: Settings) -> URL:
+    """Where the ledger is: as set, or a SQLite file in the data directory. Raises ConfigError."""
+    if settings.database_url is None:
+        return URL.create("sqlite+aiosqlite", database=str(settings.data_dir.resolve() / FILE_NAME))
+    try:
+        url = make_url(settings.database_url.get_secret_value())
+    except ArgumentError:
+        raise ConfigError("HEADRACE_DATABASE_URL: not a database URL (postgresql+asyncpg://…)") from None
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+asyncpg")
+    if url.drivername not in ("postgresql+asyncpg", "sqlite+aiosqlite"):
+        raise ConfigError("HEADRACE_DATABASE_URL: postgresql+asyncpg://… or sqlite+aiosqlite:///… is expected")
+    return url
+
+
+class Database:
+    """A pool of connections to the ledger's database. Nothing is connected before the first transaction."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self._engine = _engine(url)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._preparing = asyncio.Lock()
+        self._identity: str | None = None
+        self._closed = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Database:
+        """The database of these settings. Raises ConfigError."""
+        return cls(database_url(settings))
+
+    @property
+    def shared(self) -> bool:
+        """Whether every process that has this URL has the same ledger, wherever it runs: a file is one machine's."""
+        return not self.is_sqlite
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def shown(self) -> str:
+        """The URL as people may see it."""
+        return self.url.render_as_string(hide_password=True)
+
+    async def close(self) -> None:
+        """Waits for transactions under way, then closes every connection; later ones fail with LedgerUnavailable."""
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._engine.dispose()
+
+    async def identity(self) -> str:
+        """Which ledger this is; makes its tables where that is still to be done. Raises LedgerUnavailable."""
+        return self._identity or await self._apart(self._prepared())
+
+    async def upgrade(self) -> str:
+        """The revision of the tables once they are at least as new as this version. Raises LedgerUnavailable."""
+        return await self._apart(self._migrate())
+
+    async def run(self, work: Work[Result], *, limit_s: float, write: bool) -> Result:
+        """What `work` gave, committed. It must be safe to do twice: a connection that broke is tried once more.
+
+        Raises LedgerUnavailable; whether the work was done is then unknown.
+        """
+        return await self._apart(self._run(work, limit_s, write=write))
+
+    async def _apart(self, work: Awaitable[Result]) -> Result:
+        """The result of work that goes on where the caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        if self._closed:
+            task.cancel()
+            raise LedgerUnavailable("The ledger was closed.")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; a caller that gave up will never ask
+
+    async def _run(self, work: Work[Result], limit_s: float, *, write: bool) -> Result:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._prepared()
+                try:
+                    return await self._once(work, write=write)
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                    return await self._once(work, write=write)
+        except _TRANSIENT as error:
+            raise _unavailable(error) from error
+
+    async def _once(self, work: Work[Result], *, write: bool) -> Result:
+        connection = await self._engine.execution_options(write=write).connect()
+        try:
+            async with connection.begin():
+                return await work(connection)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError | TimeoutError):
+                # Its server may never answer again, not even to a rollback.
+                await connection.invalidate()
+            raise
+        finally:
+            await connection.close()
+
+    # --- made ready at first use --------------------------------------------------------------------------------------
+
+    async def _prepared(self) -> str:
+        """The ledger's identity, once its tables are there."""
+        async with self._preparing:
+            if self._identity is None:
+                await self._migrate()
+                self._identity = str(await self._once(_identity, write=False))
+                log.info("ledger.ready", database=self.shown)
+            return self._identity
+
+    async def _migrate(self) -> str:
+        if self.is_sqlite and self.url.database:
+            await asyncio.to_thread(Path(self.url.database).parent.mkdir, parents=True, exist_ok=True, mode=0o700)
+        try:
+            async with asyncio.timeout(MIGRATION_S):
+                return await self._once(lambda connection: connection.run_sync(schema.upgrade), write=True)
+        except _TRANSIENT as error:
+            raise _unavailable(error) from error
+
+
+async def _identity(connection: AsyncConnection) -> Any:
+    return (await connection.execute(select(IDENTITY.c.id))).scalar_one()
+
+
+def _unavailable(error: BaseException) -> LedgerUnavailable:
+    origin = getattr(error, "orig", None) or error
+    return LedgerUnavailable(f"The ledger's database cannot be used at the moment ({type(origin).__name__}).")
+
+
+# --- what differs between the two -------------------------------------------------------------------------------------
+
+
+def _engine(url: URL) -> AsyncEngine:
+    if url.get_backend_name() == "sqlite":
+        engine = create_async_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=BUSY_S)
+        event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
+        event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
+        return engine
+    settings = {"application_name": "headrace", "statement_timeout": "30000", "lock_timeout": "5000"}
+    return create_async_engine(
+        url,
+        pool_size=CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=CONNECT_S,
+        pool_use_lifo=True,
+        connect_args={"timeout": CONNECT_S, "server_settings": settings},
+    )
+
+
+def _on_sqlite_connect(connection: Any, _record: object) -> None:
+    # The driver would begin transactions by its own rules; ours begin in `_on_sqlite_begin`.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # With NORMAL a power cut loses what was committed last.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    # A transaction that begins with a read can't wait for its turn to write, so it says at once what it wants.
+    write = connection.get_execution_options().get("write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -1,0 +1,1 @@
+"""One file a migration. Each only adds, so that processes of the version before go on beside it."""

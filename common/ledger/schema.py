@@ -1,0 +1,48 @@
+"""Brings a database's tables to this version: one process at a time, whoever comes first, the others find it done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+_LOCK: Final = 0x4865_6164_7261_6365  # "Headrace" in ASCII: the key of PostgreSQL's advisory lock
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def newest() -> str:
+    """The revision that this version of Headrace was written for."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def current(connection: Connection) -> str | None:
+    """The database's revision; None for an empty one."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(connection: Connection) -> str:
+    """The database's revision once it is at least ours. To be called in a transaction that may write.
+
+    A database that a newer Headrace migrated stays as it is: migrations only add, so both versions work with it.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    config = _config()
+    found = current(connection)
+    ours = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is None or found in ours - {newest()}:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        found = newest()
+    return found

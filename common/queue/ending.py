@@ -1,0 +1,58 @@
+"""How a job ends: the one script that does it, for whoever may."""
+
+from __future__ import annotations
+
+from common import keys
+from common.queue.side import Side
+from common.queue.words import Settled, Settlement
+
+
+class Ending(Side):
+    """What gateways, workers and schedulers do alike: end a job that is theirs to end."""
+
+    async def defer(self, pool: str, job_id: str) -> bool:
+        """Whether readers of this job's record are now sent to the ledger, which has another end of it."""
+        return bool(await self._store.call("defer", keys.pool_prefix(pool), (keys.job(pool, job_id),), ()))
+
+    async def settle(self, pool: str, job_id: str, worker: str, fence: int, end: Settlement) -> Settled:
+        """Whether the job ended this way. `worker` is '' for a job that only waits. Safe to send again."""
+        names = (
+            keys.job(pool, job_id),
+            keys.stream(pool, job_id),
+            keys.held(pool, worker),
+            keys.deadlines(pool),
+            keys.stats(pool),
+            keys.abandoned(pool),
+            keys.dead(pool),
+            keys.delayed(pool),
+            keys.lanes(pool),
+            keys.fair(pool),
+            keys.waiting(pool),
+            keys.ended(pool),
+        )
+        usage = end.outcome.usage
+        code = await self._store.call(
+            "settle",
+            keys.pool_prefix(pool),
+            names,
+            (
+                job_id,
+                worker,
+                fence,
+                end.events,
+                end.events_seq,
+                "*" if end.outcome_seq is None else end.outcome_seq,
+                end.outcome.encode(),
+                end.outcome.status.value,
+                end.result,
+                int(end.share_result),
+                self._retention.result_s * 1000,
+                self._retention.stream_s * 1000,
+                int(end.dead),
+                keys.INBOX_MOST_ENTRIES,
+                usage.prompt_tokens + usage.completion_tokens if usage else 0,
+                end.error.encode() if end.error else b"",
+                self._retention.idempotency_s * 1000,
+            ),
+        )
+        return Settled(code)

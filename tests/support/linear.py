@@ -1,0 +1,163 @@
+"""Whether what concurrent callers saw could have happened one call after another (linearizability, by Wing and Gong).
+
+Pure: a history and a sequential model in, an order or None out. Meant for histories of a few hundred calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Final, TypeVar
+
+State = TypeVar("State", bound=Hashable)
+
+
+class _Unknown:
+    """The answer that nobody got: the call may have happened, at any later time, or never."""
+
+    def __repr__(self) -> str:
+        return "?"
+
+
+UNKNOWN: Final = _Unknown()
+NEVER: Final = 1 << 62
+
+
+@dataclass(slots=True)
+class Call:
+    """One call: what was asked, what came back, and the ticks between which it happened."""
+
+    what: Any
+    begun: int
+    answer: Any = UNKNOWN
+    ended: int = NEVER
+
+
+Step = Callable[[State, Any, Any], State | None]
+"""The state after a call with this answer (UNKNOWN: whatever it was); None where it could not have answered so."""
+
+
+@dataclass
+class History:
+    """Calls as they are made. Ticks only order them: each begin and each end has its own."""
+
+    calls: list[Call] = field(default_factory=list[Call])
+    _ticks: count[int] = field(default_factory=count)
+
+    def begin(self, what: Any) -> Call:
+        """A call that is under way; without an end its outcome stays unknown."""
+        call = Call(what, next(self._ticks))
+        self.calls.append(call)
+        return call
+
+    def end(self, call: Call, answer: Any) -> None:
+        """Notes what the call answered."""
+        call.answer, call.ended = answer, next(self._ticks)
+
+    def first(self, most: int) -> list[Call]:
+        """The first calls, cut at a moment: those still under way then are of unknown outcome."""
+        if len(self.calls) <= most:
+            return self.calls
+        cut = self.calls[most].begun
+        return [call if call.ended < cut else Call(call.what, call.begun) for call in self.calls[:most]]
+
+
+def linearize(calls: Sequence[Call], initial: State, step: Step[State]) -> list[Call] | None:
+    """An order in which the calls could have happened, each between its begin and its end; None if there is none."""
+    return _Search(calls, step).run(initial)
+
+
+class _Search:
+    """Depth first over which call comes next; a set of calls done and a state are looked at once."""
+
+    def __init__(self, calls: Sequence[Call], step: Step[Any]) -> None:
+        self.calls = sorted(calls, key=lambda call: call.begun)
+        self.step = step
+        self.must = sum(1 << i for i, call in enumerate(self.calls) if call.ended != NEVER)
+        self.seen: set[tuple[int, Any]] = set()
+
+    def run(self, initial: Any) -> list[Call] | None:
+        stack: list[tuple[int, Any, tuple[Any, ...]]] = [(0, initial, ())]
+        while stack:
+            done, state, order = self._settled(*stack.pop())
+            if done & self.must == self.must:
+                return self._in_order(order)
+            if (done, state) in self.seen:
+                continue
+            self.seen.add((done, state))
+            stack += self._branches(done, state, order)
+        return None
+
+    def _branches(self, done: int, state: Any, order: tuple[Any, ...]) -> list[tuple[int, Any, tuple[Any, ...]]]:
+        """What may come next; the call that ended first is tried first."""
+        found: list[tuple[int, Any, tuple[Any, ...]]] = []
+        for i in sorted(self._next(done), key=lambda i: -self.calls[i].ended):
+            after = self.step(state, self.calls[i].what, self.calls[i].answer)
+            if after is not None:
+                found.append((done | 1 << i, after, (order, i)))
+        return found
+
+    def _settled(self, done: int, state: Any, order: tuple[Any, ...]) -> tuple[int, Any, tuple[Any, ...]]:
+        """With every call taken that may come now and changes nothing: to take it at once never spoils an order."""
+        found = True
+        while found:
+            found = False
+            for i in self._next(done):
+                call = self.calls[i]
+                if call.ended != NEVER and self.step(state, call.what, call.answer) == state:
+                    done, order, found = done | 1 << i, (order, i), True
+        return done, state, order
+
+    def _next(self, done: int) -> list[int]:
+        """The calls not done that began before any other one not done had ended."""
+        found: list[int] = []
+        earliest_end = NEVER
+        first = (~done & (done + 1)).bit_length() - 1
+        for i in range(first, len(self.calls)):
+            if self.calls[i].begun > earliest_end:
+                break
+            if not done >> i & 1:
+                found.append(i)
+                earliest_end = min(earliest_end, self.calls[i].ended)
+        return found
+
+    def _in_order(self, order: tuple[Any, ...]) -> list[Call]:
+        chain: list[Call] = []
+        while order:
+            order, i = order
+            chain.append(self.calls[i])
+        return chain[::-1]
+
+
+# --- a register -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Puts a value into a register."""
+
+    value: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Asks a register for its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Puts a value in where the old one is as expected; answers whether it was."""
+
+    expected: Hashable
+    value: Hashable
+
+
+def register(state: Hashable, what: Write | Read | Swap, answer: Any) -> Hashable | None:
+    """One value, never None, that is written, read, and swapped: the model to try a checker on."""
+    if isinstance(what, Write):
+        return what.value
+    if isinstance(what, Read):
+        return state if answer in (UNKNOWN, state) else None
+    swapped = state == what.expected
+    return (what.value if swapped else state) if answer in (UNKNOWN, swapped) else None

@@ -1,0 +1,196 @@
+"""An ask, answered by one of a model's targets: in order, with failover, hedge and retry budget.
+
+What becomes of a job that none of them answered is decided here too; how one target is called, `caller.py` knows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, TypeVar
+
+import structlog
+
+from common.clock import Clock
+from common.config import Settings, Target
+from common.contracts import Priority
+from common.errors import HeadraceError, ModelNotFound, UpstreamCredentials, UpstreamError, UpstreamUnavailable
+from common.metrics import WorkerMetrics
+from common.queue import Claim
+from workers.budget import Budget
+from workers.caller import Ask, Caller, ClosedOff, Work
+from workers.engine import GiveBack
+from workers.fleet import Fleet
+from workers.hedge import Race, never_raced
+from workers.providers.base import Provider
+from workers.routing import Missed, Prospects, in_order, next_try
+
+log = structlog.get_logger(__name__)
+
+RETRY_RESERVE: Final = 10
+RETRY_REGAIN_S: Final = 10.0
+WARM_KEYS: Final = 10_000
+
+Result = TypeVar("Result")
+
+
+class Unserved(Exception):
+    """No target answered. `failure` says why, `missed` what may be done about it."""
+
+    def __init__(self, error: HeadraceError, missed: Missed) -> None:
+        super().__init__(error.failure.code)
+        self.failure = error.failure
+        self.missed = missed
+
+
+class _Tally:
+    """What an ask's tries have come to so far."""
+
+    __slots__ = ("called", "error", "refused", "soonest_ms")
+
+    def __init__(self) -> None:
+        self.called = 0
+        self.error: UpstreamError | None = None
+        self.refused: UpstreamError | None = None
+        self.soonest_ms: int | None = None
+
+    def closed(self, closed: ClosedOff) -> None:
+        self.refused = closed.error
+        self.soonest_ms = closed.wait_ms if self.soonest_ms is None else min(self.soonest_ms, closed.wait_ms)
+
+    def failed(self, error: UpstreamError) -> None:
+        self.called += 1
+        self.error = error
+
+    def unserved(self) -> Unserved:
+        error = self.error or self.refused or UpstreamUnavailable()
+        if isinstance(error, UpstreamCredentials):
+            return Unserved(error, Missed(called=True, may_recur=False))
+        wait_s = error.failure.retry_after_s
+        return Unserved(error, Missed(self.called > 0, error.retryable, wait_s, self.soonest_ms or 0))
+
+
+class Attempts:
+    """What the calls of one worker share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fleet: Fleet,
+        providers: Mapping[str, Provider],
+        clock: Clock,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._settings = settings
+        self._fleet = fleet
+        self._caller = Caller(fleet, providers, clock, metrics)
+        self._metrics = metrics
+        self._retries = Budget(settings.retry_budget, clock, reserve=RETRY_RESERVE, regain_s=RETRY_REGAIN_S)
+        self._hedges = Budget(settings.hedge_budget, clock, reserve=1)
+        self._jitter = random.Random()  # noqa: S311 - neither back-off nor a turn is a secret
+        # Workers that start together don't all begin with the same backend.
+        self._turn = self._jitter.randrange(1_000_000)
+        self._warm: OrderedDict[str, str] = OrderedDict()
+
+    # --- the targets in turn ------------------------------------------------------------------------------------------
+
+    async def answer(self, ask: Ask, work: Work[Result], *, may_move_on: Callable[[], bool]) -> Result:
+        """`work`'s result at the first target that answers. `may_move_on` is asked before another call after a failed
+        one: False once a reader may have seen something.
+
+        Raises Unserved. Cancelled, it ends its calls upstream.
+        """
+        targets = iter(self._route(ask))
+        tally = _Tally()
+        self._retries.deposit()
+        for target in targets:
+            if tally.called:
+                if not self._retries.withdraw():
+                    break
+                self._metrics.retry("next")
+            try:
+                return await self._target(target, ask, work, targets)
+            except ClosedOff as closed:
+                tally.closed(closed)
+                if tally.called:
+                    self._retries.refund()
+            except UpstreamError as error:
+                tally.failed(error)
+                log.info("upstream.failed", job_id=ask.job_id, backend=target.backend, code=error.failure.code)
+                if not error.retryable or not may_move_on():
+                    break
+        raise tally.unserved()
+
+    def again(self, claim: Claim, unserved: Unserved, *, left_s: float) -> GiveBack | None:
+        """How a job goes back into the queue after this, paid for; None where it ends with the failure."""
+        job, missed = claim.job, unserved.missed
+        last = claim.failures + 1 >= job.max_attempts
+        step = next_try(
+            missed,
+            Prospects(
+                failures=claim.failures,
+                left_ms=int(left_s * 1000),
+                waited_for=job.priority is Priority.INTERACTIVE,
+                affordable=last or self._retries.affords,
+            ),
+            jitter=self._jitter.random(),
+        )
+        if step is None:
+            return None
+        if step.counts and not last:
+            self._retries.borrow()
+            self._metrics.retry("later")
+        return GiveBack(unserved.failure, step.delay_ms, counts=step.counts)
+
+    def _route(self, ask: Ask) -> list[Target]:
+        row = self._settings.models.get(ask.model)
+        if row is None:
+            text = f"No backend of this worker serves {ask.model!r}."
+            raise Unserved(ModelNotFound(text), Missed(called=True, may_recur=False))
+        targets = [target for target in row.targets if target.backend in self._fleet.backends]
+        if len(targets) < 2:
+            return targets
+        self._turn += 1
+        standings = self._fleet.standings([target.backend for target in targets])
+        return in_order(targets, standings, turn=self._turn, warm=self._warm.get(ask.batch_key, ""))
+
+    def _warmed(self, ask: Ask, backend: str) -> None:
+        if not ask.batch_key:
+            return
+        self._warm[ask.batch_key] = backend
+        self._warm.move_to_end(ask.batch_key)
+        if len(self._warm) > WARM_KEYS:
+            self._warm.popitem(last=False)
+
+    # --- one target, and perhaps the next beside it -------------------------------------------------------------------
+
+    async def _target(self, target: Target, ask: Ask, work: Work[Result], others: Iterator[Target]) -> Result:
+        after_ms = self._settings.models[ask.model].hedge_after_ms
+        if after_ms is None:
+            return await self._caller.call(target, ask, work, never_raced)
+        self._hedges.deposit()
+        return await self._raced(target, ask, work, others, after_ms / 1000)
+
+    async def _raced(
+        self, target: Target, ask: Ask, work: Work[Result], others: Iterator[Target], after_s: float
+    ) -> Result:
+        race: Race[Result] = Race()
+        try:
+            race.enter(lambda rivals: self._caller.call(target, ask, work, rivals))
+            if await race.undecided(after_s) and (second := self._hedge(others)) is not None:
+                log.info("upstream.hedged", job_id=ask.job_id, backend=target.backend, second=second.backend)
+                race.enter(lambda rivals: self._caller.call(second, ask, work, rivals))
+                result = await race.result()
+                self._metrics.hedge("won" if race.winner == 1 else "lost")
+                return result
+            return await race.result()
+        finally:
+            await race.stop()
+
+    def _hedge(self, others: Iterator[Target]) -> Target | None:
+        """The target for a second call, paid for; None where there is none with a free slot, or no budget."""
+        for target in others:
+            if self._fleet.standing(target.backend).usable and self._fleet.slots.lines[target.backend].free > 0:
+                return target if self._hedges.withdraw() else None
+        return None

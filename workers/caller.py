@@ -1,0 +1,197 @@
+"""One call at one target: its breaker asked, a slot held, an API key chosen, the outcome reported.
+
+It knows nothing of what an answer is: `work` makes the call, and says by `begin` that the answer has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
+
+from common.breaker import Verdict
+from common.clock import Clock
+from common.config import Target
+from common.contracts import JsonObject, Priority
+from common.errors import (
+    LaterError,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from common.metrics import UpstreamCall, WorkerMetrics
+from workers.breakers import PROBED_MS, blames_backend
+from workers.fleet import Fleet
+from workers.keypool import REFUSED_S, ApiKey, Block, judge
+from workers.providers.base import Call, Provider
+
+log = structlog.get_logger(__name__)
+
+KEY_STATUSES: Final = frozenset({401, 402, 403})
+DEADLINE_MARGIN_S: Final = 0.05
+PROBE_FIRST: Final = -1
+"""A probe's place in the line for a slot: the whole fleet waits for its answer."""
+
+Result = TypeVar("Result")
+Begin = Callable[[], None]
+Work = Callable[[Provider, Call, Begin], Awaitable[Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of a public model, wherever it will be answered. `ends_s`: its deadline on the monotonic clock."""
+
+    model: str
+    endpoint: str
+    body: JsonObject
+    stream: bool
+    ends_s: float
+    priority: Priority = Priority.INTERACTIVE
+    batch_key: str = ""
+    request_id: str = ""
+    job_id: str = ""
+
+
+class ClosedOff(Exception):
+    """This target takes no call now; `error` says why, `wait_ms` for how long at least."""
+
+    def __init__(self, wait_ms: int, error: UpstreamError) -> None:
+        super().__init__(error.failure.code)
+        self.wait_ms = wait_ms
+        self.error = error
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One target's turn at an ask. `rivals` tells a race that its answer has begun, and raises where it is lost."""
+
+    target: Target
+    ask: Ask
+    probe: bool
+    rivals: Begin
+    begun: bool = False
+    status: int = 0
+
+    @property
+    def backend(self) -> str:
+        return self.target.backend
+
+
+class Caller:
+    """Makes the calls of one worker."""
+
+    def __init__(
+        self, fleet: Fleet, providers: Mapping[str, Provider], clock: Clock, metrics: WorkerMetrics
+    ) -> None:
+        self._fleet = fleet
+        self._providers = providers
+        self._clock = clock
+        self._metrics = metrics
+
+    async def call(self, target: Target, ask: Ask, work: Work[Result], rivals: Begin) -> Result:
+        """`work`'s result at this target. Raises ClosedOff or an UpstreamError, and what `rivals` raises."""
+        name = target.backend
+        # Whoever is sure to be refused waits in no line.
+        probe = await self._permission(name) if self._fleet.wait_ms(name) else False
+        line = self._fleet.slots.lines[name]
+        if not line.take_now():
+            await line.take(PROBE_FIRST if probe else ask.priority)
+        try:
+            probe = probe or await self._permission(name)
+            return await self._with_keys(_Turn(target, ask, probe, rivals), work)
+        finally:
+            line.give()
+
+    async def _permission(self, backend: str) -> bool:
+        """Whether the call is the breaker's probe. Raises ClosedOff where it may not be made."""
+        keys = self._fleet.keys.get(backend)
+        if keys is not None and (wait_s := keys.wait_s) > 0:
+            raise ClosedOff(int(wait_s * 1000) + 1, UpstreamBusy(retry_after_s=wait_s))
+        try:
+            verdict = await self._fleet.breakers.ask(backend)
+        except LaterError:  # without the store nobody's probe is the only one
+            raise ClosedOff(PROBED_MS, UpstreamUnavailable()) from None
+        if verdict is Verdict.REFUSED:
+            wait_ms = self._fleet.breakers.rest_ms(backend)
+            raise ClosedOff(wait_ms, UpstreamUnavailable(retry_after_s=wait_ms / 1000))
+        return verdict is Verdict.PROBE
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
+    async def _with_keys(self, turn: _Turn, work: Work[Result]) -> Result:
+        """The result with the first key that is not refused: that is the key's matter, not the backend's.
+
+        Another key's call is paid for by no budget: a refused key rests, so there are never more of them than keys.
+        """
+        keys = self._fleet.keys.get(turn.backend)
+        if keys is None:
+            return await self._once(turn, work, None)
+        while (key := keys.next()) is not None:
+            try:
+                return await self._once(turn, work, key)
+            except (UpstreamBusy, UpstreamCredentials) as error:
+                self._judge(turn, key, error)
+                if turn.begun or not keys.rests(key) or not keys.usable:
+                    raise
+                self._metrics.retry("key")
+        raise ClosedOff(int(keys.wait_s * 1000) + 1, UpstreamBusy(retry_after_s=keys.wait_s))
+
+    def _judge(self, turn: _Turn, key: ApiKey, error: UpstreamError) -> None:
+        # Its status said nothing of it, or less: no money left is a 429 too.
+        if isinstance(error, UpstreamCredentials) and turn.status not in KEY_STATUSES:
+            self._fleet.rest_key(turn.backend, key, Block(REFUSED_S, "refused"))
+
+    def _answered(self, turn: _Turn, key: ApiKey, status: int, headers: Mapping[str, str]) -> None:
+        turn.status = status
+        if (block := judge(status, headers)) is not None:
+            self._fleet.rest_key(turn.backend, key, block)
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    async def _once(self, turn: _Turn, work: Work[Result], key: ApiKey | None) -> Result:
+        provider = self._providers[self._fleet.backends[turn.backend].kind]
+        with self._metrics.upstream_call(turn.backend) as timed:
+            try:
+                result = await work(provider, self._call(turn, key), partial(self._begin, turn, timed))
+            except UpstreamError as error:
+                self._report(turn, error)
+                raise
+        if not (turn.probe and turn.begun):
+            self._fleet.breakers.succeeded(turn.backend, probe=turn.probe)
+        return result
+
+    def _call(self, turn: _Turn, key: ApiKey | None) -> Call:
+        backend, ask = self._fleet.backends[turn.backend], turn.ask
+        return Call(
+            backend=backend,
+            endpoint=ask.endpoint,
+            model=turn.target.model,
+            body=ask.body,
+            stream=ask.stream,
+            timeout_s=min(backend.timeout_s, ask.ends_s - self._clock.monotonic_s()),
+            api_key=None if key is None else key.secret,
+            request_id=ask.request_id,
+            on_answer=None if key is None else partial(self._answered, turn, key),
+        )
+
+    def _begin(self, turn: _Turn, timed: UpstreamCall) -> None:
+        turn.rivals()
+        turn.begun = True
+        timed.first_token()
+        if turn.probe:  # that it answers is what was to be found out
+            self._fleet.breakers.succeeded(turn.backend, probe=True)
+
+    def _report(self, turn: _Turn, error: UpstreamError) -> None:
+        self._metrics.upstream_error(turn.backend, error.failure.code)
+        probe = turn.probe and not turn.begun
+        if isinstance(error, UpstreamTimeout) and self._clock.monotonic_s() >= turn.ask.ends_s - DEADLINE_MARGIN_S:
+            return  # the job's time was up, not the backend's
+        if blames_backend(error):
+            self._fleet.breakers.failed(turn.backend, probe=probe)
+        elif probe or not turn.probe:
+            self._fleet.breakers.succeeded(turn.backend, probe=probe)

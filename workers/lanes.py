@@ -1,0 +1,66 @@
+"""Which lanes of a pool a worker can serve now, and how many jobs of each it should take at most."""
+
+from __future__ import annotations
+
+from common import keys
+from common.breaker import Phase
+from common.config import Settings
+from common.contracts import Priority
+from common.queue import Cap
+from workers.fleet import Fleet
+
+
+class Lanes:
+    """The lanes of one pool.
+
+    A model none of whose backends can be called keeps only its interactive lane: a person who waits shall hear of the
+    failure, while standard and batch work waits for the backend's return and spends no attempt.
+    """
+
+    def __init__(self, settings: Settings, pool: str, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._backends = {
+            model: frozenset(target.backend for target in settings.models[model].targets)
+            for model in settings.models_of(pool)
+        }
+        self._rows = [
+            (keys.lane_name(priority, model), priority, backends)
+            for model, backends in self._backends.items()
+            for priority in Priority
+        ]
+        self._sharing = set(self._backends.values())
+
+    def __call__(self) -> list[str]:
+        """The names of the lanes that can be served."""
+        usable = {backends: any(map(self._usable, backends)) for backends in self._sharing}
+        return [name for name, priority, backends in self._rows if priority is Priority.INTERACTIVE or usable[backends]]
+
+    def caps(self) -> list[Cap]:
+        """The most jobs to take in a claim from the lanes that share their backends: as many as those have room for."""
+        return [
+            Cap(self._room(backends), frozenset(name for name, _, served_by in self._rows if served_by == backends))
+            for backends in self._sharing
+        ]
+
+    def limits(self) -> dict[str, int]:
+        """The same for each lane by itself; lanes that can't be served are left out."""
+        rows = {name: backends for name, _, backends in self._rows}
+        return {name: self._room(rows[name]) for name in self()}
+
+    def free_for(self, model: str) -> int:
+        """How many calls for this model its backends would take from this worker now."""
+        return sum(map(self._free, self._backends[model]))
+
+    def _room(self, backends: frozenset[str]) -> int:
+        """Where none can be called, one job may still come, to be told so."""
+        return sum(map(self._free, backends)) if any(map(self._usable, backends)) else 1
+
+    def _free(self, backend: str) -> int:
+        if not self._usable(backend):
+            return 0
+        free = self._fleet.slots.obtainable(backend)
+        # Until its probe has answered, the others would only come back.
+        return free if self._fleet.breakers.view(backend).phase is Phase.CLOSED else min(free, 1)
+
+    def _usable(self, backend: str) -> bool:
+        return self._fleet.standing(backend).usable
