@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import structlog
@@ -36,20 +36,22 @@ Result = TypeVar("Result")
 
 
 class Unserved(Exception):
-    """No target answered. `failure` says why, `missed` what may be done about it."""
+    """No target answered. `failure` says why, `backend` where, `missed` what may be done about it."""
 
-    def __init__(self, error: HeadraceError, missed: Missed) -> None:
+    def __init__(self, error: HeadraceError, missed: Missed, backend: str = "") -> None:
         super().__init__(error.failure.code)
         self.failure = error.failure
         self.missed = missed
+        self.backend = backend
 
 
 class _Tally:
     """What an ask's tries have come to so far."""
 
-    __slots__ = ("called", "error", "refused", "soonest_ms")
+    __slots__ = ("backend", "called", "error", "refused", "soonest_ms")
 
     def __init__(self) -> None:
+        self.backend = ""
         self.called = 0
         self.error: UpstreamError | None = None
         self.refused: UpstreamError | None = None
@@ -59,16 +61,18 @@ class _Tally:
         self.refused = closed.error
         self.soonest_ms = closed.wait_ms if self.soonest_ms is None else min(self.soonest_ms, closed.wait_ms)
 
-    def failed(self, error: UpstreamError) -> None:
+    def failed(self, error: UpstreamError, backend: str) -> None:
         self.called += 1
         self.error = error
+        self.backend = backend
 
     def unserved(self) -> Unserved:
         error = self.error or self.refused or UpstreamUnavailable()
         if isinstance(error, UpstreamCredentials):
-            return Unserved(error, Missed(called=True, may_recur=False))
+            return Unserved(error, Missed(called=True, may_recur=False), self.backend)
         wait_s = error.failure.retry_after_s
-        return Unserved(error, Missed(self.called > 0, error.retryable, wait_s, self.soonest_ms or 0))
+        missed = Missed(self.called > 0, error.retryable, wait_s, self.soonest_ms or 0)
+        return Unserved(error, missed, self.backend)
 
 
 class Attempts:
@@ -101,26 +105,38 @@ class Attempts:
 
         Raises Unserved. Cancelled, it ends its calls upstream.
         """
-        targets = iter(self._route(ask))
+        rest = self._route(ask)
         tally = _Tally()
-        self._retries.deposit()
-        for target in targets:
-            if tally.called:
-                if not self._retries.withdraw():
-                    break
-                self._metrics.retry("next")
+        if not ask.repeated:
+            self._retries.deposit()
+        while rest and (not tally.called or self._retries.withdraw()):
+            target = rest.pop(0)
             try:
-                return await self._target(target, ask, work, targets)
+                result = await self._target(target, ask, work, rest)
             except ClosedOff as closed:
-                tally.closed(closed)
-                if tally.called:
-                    self._retries.refund()
+                self._spare(tally, closed)
             except UpstreamError as error:
-                tally.failed(error)
-                log.info("upstream.failed", job_id=ask.job_id, backend=target.backend, code=error.failure.code)
+                self._note(tally, target, ask, error)
                 if not error.retryable or not may_move_on():
                     break
+            else:
+                self._retried(tally)
+                return result
         raise tally.unserved()
+
+    def _spare(self, tally: _Tally, closed: ClosedOff) -> None:
+        tally.closed(closed)
+        if tally.called:
+            self._retries.refund()
+
+    def _note(self, tally: _Tally, target: Target, ask: Ask, error: UpstreamError) -> None:
+        self._retried(tally)
+        tally.failed(error, target.backend)
+        log.info("upstream.failed", job_id=ask.job_id, backend=target.backend, code=error.failure.code)
+
+    def _retried(self, tally: _Tally) -> None:
+        if tally.called:
+            self._metrics.retry("next")
 
     def again(self, claim: Claim, unserved: Unserved, *, left_s: float) -> GiveBack | None:
         """How a job goes back into the queue after this, paid for; None where it ends with the failure."""
@@ -141,7 +157,7 @@ class Attempts:
         if step.counts and not last:
             self._retries.borrow()
             self._metrics.retry("later")
-        return GiveBack(unserved.failure, step.delay_ms, counts=step.counts)
+        return GiveBack(unserved.failure, step.delay_ms, counts=step.counts, backend=unserved.backend)
 
     def _route(self, ask: Ask) -> list[Target]:
         row = self._settings.models.get(ask.model)
@@ -163,34 +179,39 @@ class Attempts:
         if len(self._warm) > WARM_KEYS:
             self._warm.popitem(last=False)
 
-    # --- one target, and perhaps the next beside it -------------------------------------------------------------------
+    # --- one target, and perhaps another beside it --------------------------------------------------------------------
 
-    async def _target(self, target: Target, ask: Ask, work: Work[Result], others: Iterator[Target]) -> Result:
+    async def _target(self, target: Target, ask: Ask, work: Work[Result], rest: list[Target]) -> Result:
         after_ms = self._settings.models[ask.model].hedge_after_ms
         if after_ms is None:
-            return await self._caller.call(target, ask, work, never_raced)
-        self._hedges.deposit()
-        return await self._raced(target, ask, work, others, after_ms / 1000)
+            result = await self._caller.call(target, ask, work, never_raced)
+        else:
+            self._hedges.deposit()
+            target, result = await self._raced(target, ask, work, rest, after_ms / 1000)
+        self._warmed(ask, target.backend)
+        return result
 
     async def _raced(
-        self, target: Target, ask: Ask, work: Work[Result], others: Iterator[Target], after_s: float
-    ) -> Result:
+        self, target: Target, ask: Ask, work: Work[Result], rest: list[Target], after_s: float
+    ) -> tuple[Target, Result]:
         race: Race[Result] = Race()
         try:
             race.enter(lambda rivals: self._caller.call(target, ask, work, rivals))
-            if await race.undecided(after_s) and (second := self._hedge(others)) is not None:
-                log.info("upstream.hedged", job_id=ask.job_id, backend=target.backend, second=second.backend)
-                race.enter(lambda rivals: self._caller.call(second, ask, work, rivals))
-                result = await race.result()
-                self._metrics.hedge("won" if race.winner == 1 else "lost")
-                return result
-            return await race.result()
+            if not await race.undecided(after_s) or (second := self._hedge(rest)) is None:
+                return target, await race.result()
+            log.info("upstream.hedged", job_id=ask.job_id, backend=target.backend, second=second.backend)
+            race.enter(lambda rivals: self._caller.call(second, ask, work, rivals))
+            result = await race.result()
+            self._metrics.hedge("won" if race.winner else "lost")
+            return second if race.winner else target, result
         finally:
             await race.stop()
 
-    def _hedge(self, others: Iterator[Target]) -> Target | None:
+    def _hedge(self, rest: list[Target]) -> Target | None:
         """The target for a second call, paid for; None where there is none with a free slot, or no budget."""
-        for target in others:
-            if self._fleet.standing(target.backend).usable and self._fleet.slots.lines[target.backend].free > 0:
-                return target if self._hedges.withdraw() else None
+        for target in rest:
+            standing, line = self._fleet.standing(target.backend), self._fleet.slots.lines[target.backend]
+            if standing.usable and line.free > 0 and self._hedges.withdraw():
+                rest.remove(target)
+                return target
         return None

@@ -44,7 +44,10 @@ Work = Callable[[Provider, Call, Begin], Awaitable[Result]]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked of a public model, wherever it will be answered. `ends_s`: its deadline on the monotonic clock."""
+    """What is asked of a public model, wherever it will be answered.
+
+    `ends_s`: its deadline on the monotonic clock. `repeated`: an earlier attempt at it failed.
+    """
 
     model: str
     endpoint: str
@@ -55,6 +58,7 @@ class Ask:
     batch_key: str = ""
     request_id: str = ""
     job_id: str = ""
+    repeated: bool = False
 
 
 class ClosedOff(Exception):

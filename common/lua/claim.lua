@@ -41,7 +41,7 @@ for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
     if #head > 0 then
       local class = tonumber(string.sub(name, 1, 1))
       open[#open + 1] = {name = name, class = class, cap = served[name], head = head, at = 1, taken = {}, gone = {},
-        tokens = 0}
+        tokens = 0, dropped_tokens = 0}
       classes[class] = true
     end
   end
@@ -124,6 +124,7 @@ local function take(lane, member, tag, on_share)
   -- What is past its deadline is never dispatched; its end is the scheduler's, from the deadlines.
   if field[1] ~= 'queued' or deadline_ms <= now_ms then
     dropped = dropped + 1
+    lane.dropped_tokens = lane.dropped_tokens + tonumber(field[8] or 0)
     return
   end
   local fence = math.max(now_ms, tonumber(field[3]) + 1)
@@ -231,8 +232,8 @@ for _, lane in ipairs(open) do
       redis.call('SREM', lanes, lane.name)
       redis.call('HDEL', waiting, 't:' .. lane.name)
       redis.call('HDEL', fair, 'p:' .. lane.name)
-    elseif lane.tokens > 0 then
-      redis.call('HINCRBY', waiting, 't:' .. lane.name, -lane.tokens)
+    elseif lane.tokens + lane.dropped_tokens > 0 then
+      redis.call('HINCRBY', waiting, 't:' .. lane.name, -lane.tokens - lane.dropped_tokens)
     end
   end
 end

@@ -18,8 +18,10 @@ from tests.bench import http_scenarios, stack
 from tests.bench.batching_scenario import batching
 from tests.bench.claim_scenario import claim
 from tests.bench.cpu import cores
+from tests.bench.fairness_scenario import fairness
 from tests.bench.load import LoadFailed
 from tests.bench.options import Options, Profile
+from tests.bench.overload_scenario import overload
 from tests.bench.queue_scenarios import queue
 from tests.bench.report import Table, machine, write_json
 from tests.bench.stack import Setup
@@ -32,6 +34,8 @@ SCENARIOS: Final[Mapping[str, Callable[[Options], Awaitable[Table]]]] = {
     "many": http_scenarios.many,
     "claim": claim,
     "batching": batching,
+    "fairness": fairness,
+    "overload": overload,
 }
 
 

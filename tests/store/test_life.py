@@ -6,6 +6,7 @@ Between steps the server may be killed and started again. The seed is printed; H
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +70,16 @@ class Expected:
     last_fence: int = 0
 
 
+def tenant_of(number: int) -> str:
+    """Whose job this is."""
+    return "ab"[number % 2]
+
+
+def cost_of(number: int) -> int:
+    """Its estimated tokens."""
+    return number * 7 % 17 + 1
+
+
 class Life(RuleBasedStateMachine):
     """Every step is taken on the server and on the model; then the two are compared."""
 
@@ -112,7 +123,8 @@ class Life(RuleBasedStateMachine):
             delay_ms=DELAY_MS if delayed else 0,
             deadline_in_ms=DEADLINE_MS,
             max_attempts=MOST_FAILURES,
-            tenant="ab"[number % 2],
+            tenant=tenant_of(number),
+            cost_tokens=cost_of(number),
             on_interrupt=OnInterrupt.RESTART if restart else OnInterrupt.FAIL,
         )
         assert self.run(self.r.queue.submit(job)).code is Submitted.ACCEPTED
@@ -309,6 +321,22 @@ class Life(RuleBasedStateMachine):
         assert seen.deadlines == {n for n, job in self.jobs.items() if not State(job.state).ended}
         self.check_owners(seen)
         self.check_counters(seen)
+        self.check_waiting(seen, {n for n in waiting if n in listed})
+
+    def check_waiting(self, seen: View, listed: set[int]) -> None:
+        tokens = Counter[str]()
+        for name, numbers in seen.lanes.items():
+            tokens[f"t:{name}"] = sum(cost_of(number) for number in numbers)
+        assert {name: count for name, count in seen.waiting.items() if name.startswith("t:")} == tokens
+        counted = {name[2:]: count for name, count in seen.waiting.items() if name.startswith("j:")}
+        assert all(count > 0 for count in counted.values())
+        delayed = [n for n, job in self.jobs.items() if job.state == "delayed"]
+        queued = [n for n, job in self.jobs.items() if job.state == "queued"]
+        for tenant in "ab":
+            least = sum(tenant_of(number) == tenant for number in [*listed, *delayed])
+            # A late job that a claim dropped is counted until the scheduler ends it, or until nothing waits.
+            most = sum(tenant_of(number) == tenant for number in [*queued, *delayed])
+            assert least <= counted.get(tenant, 0) <= most
 
     def check_owners(self, seen: View) -> None:
         running = {n for n, job in self.jobs.items() if job.state == "running"}
