@@ -16,7 +16,7 @@ up *options:
 
 # Run every test but the benchmarks, two at a time (-n 0: one after the other)
 test *options:
-    @.venv/bin/python -m pytest -q -n 2 --dist worksteal "$@" tests --ignore=tests/bench
+    @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow" "$@" tests --ignore=tests/bench
 
 # Run the tests that need seconds: unit, store and house
 quick *options:
@@ -37,6 +37,14 @@ fix:
 # Measure, and print each figure beside its method: ./just bench --help
 bench *options:
     @.venv/bin/python -m tests.bench "$@"
+
+# Kill, freeze and cut everything at random, at most 10 minutes, and look for what can't have happened: ./just chaos --help
+chaos *options:
+    @.venv/bin/python -m tests.chaos "$@"
+
+# The same for an hour under a steady load, with rolling restarts, and look for leaks
+soak *options:
+    @.venv/bin/python -m tests.chaos --soak "$@"
 
 # Resolve the dependencies anew: requirements.lock and deploy/requirements.lock
 lock:

@@ -41,6 +41,7 @@ from common.sentinel import check_url
 DEFAULT_FILE: Final = "headrace.yaml"
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+DATABASE_KINDS: Final = ("postgresql+asyncpg://", "postgresql://", "postgres://", "sqlite+aiosqlite:///")
 PREFIX: Final = "HEADRACE_"
 OTHER_NAMES: Final = frozenset({"HEADRACE_CONFIG", "HEADRACE_URL", "HEADRACE_API_KEY"})
 FREE_PREFIXES: Final = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
@@ -224,6 +225,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "HEADRACE_PREEMPTIBLE: interactive work is what others give way to"
             )
+        if self.database_url is not None and not self.database_url.get_secret_value().startswith(DATABASE_KINDS):
+            raise ValueError("HEADRACE_DATABASE_URL: postgresql+asyncpg://… or sqlite+aiosqlite:///… is expected")
         if self.auth == "off" and self.http_host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError("HEADRACE_AUTH=off is accepted only with HEADRACE_HTTP_HOST on loopback")
         return self

@@ -67,6 +67,12 @@ class ModelNotFound(CallerError):
     code = "model_not_found"
 
 
+class KeyReused(CallerError):
+    """This Idempotency-Key came with another request before."""
+
+    code = "idempotency_key_reused"
+
+
 class TooLarge(CallerError):
     """The request is larger than this route takes."""
 
@@ -92,6 +98,18 @@ class QueueFull(LaterError):
     """The queue for this model is full; try again later."""
 
     code = "queue_full"
+
+
+class TenantQueueFull(LaterError):
+    """Too many of your jobs wait; try again when some have run."""
+
+    code = "tenant_queue_full"
+
+
+class WaitTooLong(LaterError):
+    """The job would not end before its deadline: too much waits already."""
+
+    code = "wait_exceeds_deadline"
 
 
 class StoreUnavailable(LaterError):

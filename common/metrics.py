@@ -189,6 +189,7 @@ class WorkerMetrics(Group):
             "retries", "Calls made again: at the next backend, with another key, or later.", "result"
         )
         self._hedged = self.counter("hedges", "Second calls made because the first was slow, and which won.", "result")
+        self._preempted = self.counter("preemptions", "Running jobs that gave way to an interactive one.", "pool", "class")
         self._breaker = self.gauge("backend_breaker", "0 closed, 1 half-open, 2 open.", "backend")
         self._series: dict[tuple[str, Priority, str], _JobSeries] = {}
         self._calls: dict[str, tuple[Histogram, Histogram]] = {}
@@ -236,6 +237,10 @@ class WorkerMetrics(Group):
     def hedge(self, result: str) -> None:
         """Counts a hedge that `won` or `lost`."""
         self._hedged.labels(result).inc()
+
+    def preempted(self, job: Job) -> None:
+        """Counts a running job that gave way."""
+        self._preempted.labels(job.pool, job.priority.label).inc()
 
     def breaker(self, backend: str, phase: str) -> None:
         """Sets a backend's gauge to the phase of its breaker."""

@@ -20,6 +20,8 @@ from common.store import Store
 GROUP: Final = "ledger"
 LYING_MS: Final = 10_000
 READER_LIFE_MS: Final = 600_000
+# Jobs of one tenant that may be accepted in the same µs.
+MOST_AT_ONCE: Final = 16
 _FIELDS: Final = (
     *("state", "outcome", "finished_ms", "result", "fence", "attempt", "failures", "started_ms"),
     *("tenant", "spec", "created_ms", "deadline_ms"),
@@ -112,12 +114,22 @@ class Outbox:
         after, flat = await self._store.command("ZSCAN", keys.deadlines(pool), cursor, "COUNT", most)
         return int(after), [raw.decode() for raw in flat[::2]]
 
-    async def indexed(self, tenant: str, job_ids: Sequence[str]) -> set[str]:
-        """Those of these jobs that are in the tenant's index."""
+    async def index_places(self, tenant: str, job_ids: Sequence[str]) -> list[tuple[int, str]]:
+        """(when accepted in µs, id) of those of these jobs that are in the tenant's index."""
         if not job_ids:
-            return set()
-        scores = await self._store.command("ZMSCORE", keys.tenant_jobs(tenant), *job_ids)
-        return {one for one, score in zip(job_ids, scores, strict=True) if score is not None}
+            return []
+        scores: list[bytes | None] = await self._store.command("ZMSCORE", keys.tenant_jobs(tenant), *job_ids)
+        return [(int(float(score)), one) for one, score in zip(job_ids, scores, strict=True) if score is not None]
+
+    async def index_page(self, tenant: str, *, most: int, below: tuple[int, str] | None) -> list[tuple[int, str]]:
+        """(when accepted in µs, id) of the tenant's jobs, newest first, those that come after `below` in this order."""
+        start = "+inf" if below is None else below[0]
+        limit = most + MOST_AT_ONCE
+        flat: list[bytes] = await self._store.command(
+            *("ZREVRANGEBYSCORE", keys.tenant_jobs(tenant), start, "-inf", "WITHSCORES", "LIMIT", 0, limit)
+        )
+        places = [(int(float(score)), raw.decode()) for raw, score in zip(flat[::2], flat[1::2], strict=True)]
+        return [place for place in places if below is None or place < below][:most]
 
     async def run_id(self) -> str:
         """The server's own mark of this run of it: another after each restart, and on another server."""

@@ -229,8 +229,10 @@ class Store:
             await self.pool.release(connection)
 
     def _is_current(self, connection: AbstractConnection) -> bool:
-        """Whether the server at the other end is, as far as this process knows, still the one to speak to."""
+        """Whether it may be used: its server is, as far as this process knows, still the one to speak to."""
         known = self._connection
+        if not connection.is_connected:
+            return True
         if not isinstance(connection, MasterConnection) or not isinstance(known, MasterConnection):
             return True
         return (connection.host, connection.port) == (known.host, known.port)

@@ -8,14 +8,29 @@ from typing import Final
 
 from common.config import Settings
 from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priority, new_job_id
-from common.errors import BadRequest, ModelNotFound, QueueFull, StoreFull, StoreUnavailable, StoreUntouched
+from common.errors import (
+    BadRequest,
+    HeadraceError,
+    KeyReused,
+    ModelNotFound,
+    QueueFull,
+    StoreFull,
+    StoreUnavailable,
+    StoreUntouched,
+    TenantQueueFull,
+    WaitTooLong,
+)
 from common.queue import Admitted, Queue, Submitted
 from gateway.auth import Principal
 from gateway.dialects.native import Asked, JobOptions
+from gateway.idempotency import HEADER, fingerprint, key_digest
 from gateway.pressure import Pressure, store_full
 from gateway.withdrawal import Withdrawals
 
-FULL_RETRY_AFTER_S: Final = 5.0
+UNKNOWN_RETRY_AFTER_S: Final = 5.0
+SHORTEST_RETRY_AFTER_S: Final = 1.0
+LONGEST_RETRY_AFTER_S: Final = 600.0
+FULL_SHARE: Final = 0.1
 LONGEST_WAIT_S: Final = 1.8
 
 
@@ -43,6 +58,10 @@ class Admission:
         self._queue = queue
         self._pressure = pressure
         self._withdrawals = withdrawals
+        self._many_pools = len(set(settings.pool_by_model.values())) > 1
+        self._most_waiting = {
+            name: tenant.max_waiting_jobs for name, tenant in settings.tenants.items() if tenant.max_waiting_jobs
+        }
         self._deadline_ms = {
             Priority.INTERACTIVE: int(settings.interactive_deadline_s * 1000),
             Priority.STANDARD: int(settings.standard_deadline_s * 1000),
@@ -88,6 +107,9 @@ class Admission:
             on_interrupt=options.on_interrupt or manner.on_interrupt,
             metadata=metadata or {},
             request_id=request_id,
+            weight=principal.weight,
+            idempotency=key_digest(options.idempotency_key) if options.idempotency_key else "",
+            fingerprint=_fingerprint(asked, options, manner, metadata) if options.idempotency_key else "",
         )
 
     def _check_length(self, asked: Asked) -> None:
@@ -99,7 +121,9 @@ class Admission:
             )
 
     async def admit(self, job: Job, *, gateway: str = "") -> Admitted:
-        """The job is in the queue. Raises QueueFull, StoreUnavailable, StoreFull.
+        """The job is in the queue, or the one that its idempotency key names (`Admitted.job_id`).
+
+        Raises QueueFull, TenantQueueFull, WaitTooLong, KeyReused, StoreUnavailable, StoreFull.
 
         A lost reply is asked for once more: a second submission of the same id changes nothing. Where the caller is
         refused although the store may have the job, it is withdrawn, unless an idempotency key lets it be found.
@@ -111,23 +135,70 @@ class Admission:
         except StoreUntouched:
             raise
         except (TimeoutError, StoreUnavailable):
-            if not job.idempotency:
+            # One that is journaled is accepted all the same, or taken back from the journal.
+            if not job.idempotency and not job.journal:
                 self._withdrawals.owe(job.id)
             raise StoreUnavailable() from None
         except StoreFull:
             raise store_full() from None
-        if admitted.code is Submitted.FULL:
-            text = f"The queue for {job.model!r} is full ({admitted.ahead} jobs wait); try again later."
-            raise QueueFull(text, retry_after_s=FULL_RETRY_AFTER_S)
+        if admitted.code not in (Submitted.ACCEPTED, Submitted.DUPLICATE):
+            raise refusal_of(admitted, job)
         return admitted
+
+    async def _submit_once(self, job: Job, gateway: str) -> Admitted:
+        if job.idempotency and self._many_pools:
+            # The queue's own note of the key is in the job's pool; another model's pool would not know of it.
+            life_ms = job.deadline_in_ms + self._settings.idempotency_retention_s * 1000
+            if not await self._queue.same_body(job.tenant, job.idempotency, job.fingerprint, life_ms=life_ms):
+                raise KeyReused(param=HEADER)
+        return await self._queue.submit(job, gateway=gateway, most_waiting=self._most_waiting.get(job.tenant))
 
     async def _submit(self, job: Job, gateway: str) -> Admitted:
         try:
-            return await self._queue.submit(job, gateway=gateway)
+            return await self._submit_once(job, gateway)
         except StoreUntouched:
-            return await self._queue.submit(job, gateway=gateway)
+            return await self._submit_once(job, gateway)
         except StoreUnavailable as first:
             try:
-                return await self._queue.submit(job, gateway=gateway)
+                return await self._submit_once(job, gateway)
             except StoreUntouched:
                 raise first from None
+
+
+def refusal_of(admitted: Admitted, job: Job) -> HeadraceError:
+    """Why a submission was not taken, and when it might be, by the pace at which the queue is worked off."""
+    match admitted.code:
+        case Submitted.OTHER_BODY:
+            return KeyReused(f"{HEADER}: it came with another request before.", param=HEADER)
+        case Submitted.TENANT_FULL:
+            text = f"{admitted.ahead} of your jobs wait already; try again when some have run."
+            return TenantQueueFull(text, retry_after_s=_until_some_have_run(admitted))
+        case Submitted.TOO_LATE:
+            wait_s, deadline_s = (admitted.wait_ms or 0) / 1000, job.deadline_in_ms / 1000
+            text = f"About {wait_s:.0f} s would pass before this job begins, and its deadline is in {deadline_s:.0f} s."
+            return WaitTooLong(text, retry_after_s=_bounded((admitted.retry_ms or 0) / 1000))
+        case _:
+            text = f"The queue for {job.model!r} is full ({admitted.ahead} jobs wait); try again later."
+            return QueueFull(text, retry_after_s=_until_some_have_run(admitted))
+
+
+def _until_some_have_run(admitted: Admitted) -> float:
+    """Until a tenth of what is ahead has been worked off: by then there is room for more than the first to ask."""
+    if not admitted.wait_ms:
+        return UNKNOWN_RETRY_AFTER_S
+    return _bounded(admitted.wait_ms / 1000 * FULL_SHARE)
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, SHORTEST_RETRY_AFTER_S), LONGEST_RETRY_AFTER_S)
+
+
+def _fingerprint(asked: Asked, options: JobOptions, manner: Manner, metadata: JsonObject | None) -> str:
+    """What tells this request from another one with the same key.
+
+    Options that came in headers don't: whoever asks again may have less time left than the first time.
+    """
+    if manner is not BACKGROUND:
+        return fingerprint(asked.endpoint, manner.stream, asked.body, asked.include_usage)
+    chosen = (options.priority, options.deadline_ms, options.delay_ms, options.batch_key, metadata)
+    return fingerprint(asked.endpoint, True, asked.body, "job", chosen)

@@ -11,27 +11,30 @@ from starlette.responses import Response
 
 from common.contracts import Failure, Job, Outcome, State
 from common.errors import HeadraceError, InternalError
+from common.queue import Place, Record
 from common.stream import OUTCOME, Entry
 from gateway.dialects.native import answer_body
 from gateway.dialects.openai import ChunkShape
 from gateway.errors import openai_error
 from gateway.hub import Subscription, Waiter
 from gateway.parts import Parts
-from gateway.relay import EventStream, Relay, has_substance
+from gateway.relay import EventStream, Relay, has_substance, stored_frames
 
-DURABILITY: Final = {"x-headrace-durability": "redis"}
+DURABILITY: Final = "x-headrace-durability"
 # Most answers come before this; only later is it worth a task to notice that the caller has hung up.
 PATIENCE_S: Final = 1.0
 LATE_S: Final = 30.0
+REPLAYED: Final = {"x-headrace-replayed": "true"}
+"""Said of an answer that an earlier request with the same idempotency key began."""
 LARGE_BYTES: Final = 256 * 1024
 
 Given = ParamSpec("Given")
 Shaped = TypeVar("Shaped")
 
 
-def job_headers(job_id: str) -> dict[str, str]:
+def job_headers(job_id: str, *, journaled: bool = False) -> dict[str, str]:
     """The headers of every answer that belongs to a job."""
-    return {"x-headrace-job-id": job_id, **DURABILITY}
+    return {"x-headrace-job-id": job_id, DURABILITY: "journal" if journaled else "redis"}
 
 
 def refusal(failure: Failure, job_id: str) -> Response:
@@ -45,17 +48,70 @@ async def stream_answer(parts: Parts, job: Job) -> Response:
     reader = parts.hub.expect(job.id)
     try:
         admitted = await parts.admission.admit(job, gateway=parts.hub.id)
-        first = await first_entries(reader, parts.settings.status_wait_s)
+        if admitted.job_id != job.id:
+            reader.close()
+            return await _attached_stream(parts, admitted.job_id)
+        return await _begun(parts, reader, job, admitted.created_ms, job_headers(job.id))
     except BaseException:
         reader.close()
         raise
+
+
+async def _begun(parts: Parts, reader: Subscription, job: Job, created_ms: int, headers: dict[str, str]) -> Response:
+    """The stream, once there is a first token, or once the status can't wait any longer."""
+    first = await first_entries(reader, parts.settings.status_wait_s)
     failure = early_failure(first)
     if failure is not None:
         reader.close()
         return refusal(failure, job.id)
-    shape = ChunkShape(job.id, admitted.created_ms // 1000, job.model, job.include_usage)
+    shape = ChunkShape(job.id, created_ms // 1000, job.model, job.include_usage)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
-    return EventStream(parts.hub, relay.bytes(first), job_headers(job.id))
+    return EventStream(parts.hub, relay.bytes(first), {**headers, **place_headers(reader.place)})
+
+
+def place_headers(place: Place | None) -> dict[str, str]:
+    """Where a job stood when its stream's head went out; nothing where it didn't wait."""
+    if place is None or place.position is None:
+        return {}
+    wait = {} if place.wait_ms is None else {"x-headrace-estimated-wait-ms": str(place.wait_ms)}
+    return {"x-headrace-queue-position": str(place.position), **wait}
+
+
+async def _attached_stream(parts: Parts, job_id: str) -> Response:
+    """The stream of the job that an idempotency key names: from its beginning, live where it still runs."""
+    record = await _known(parts, job_id)
+    headers = {**job_headers(job_id), **REPLAYED}
+    if record.state.ended:
+        _, last = (await parts.streams.glance(record.job.pool, [job_id]))[0]
+        if last is None:
+            return _stored_stream(parts, record, headers)
+    reader = await parts.hub.watch(job_id, None)
+    try:
+        return await _begun(parts, reader, record.job, record.created_ms, headers)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def _stored_stream(parts: Parts, record: Record, headers: dict[str, str]) -> Response:
+    """The stored answer in a stream's clothes: its own stream is no longer kept."""
+    outcome = record.outcome
+    if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
+        return refusal(_why(outcome), record.job.id)
+    job = record.job
+    shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
+    return EventStream(parts.hub, stored_frames(shape, record.fence, outcome, record.result), headers)
+
+
+async def _known(parts: Parts, job_id: str) -> Record:
+    record = await parts.queue.get(job_id)
+    if record is None:
+        raise InternalError("The job's record is gone.", code="stream_lost")
+    return record
+
+
+def _why(outcome: Outcome | None) -> Failure:
+    return (outcome.failure if outcome else None) or Failure("internal_error", "The job ended without a reason.")
 
 
 async def first_entries(reader: Subscription, limit_s: float) -> list[Entry]:
@@ -84,16 +140,42 @@ async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
     waiter = parts.hub.expect_end(job.id)
     try:
         admitted = await parts.admission.admit(job, gateway=parts.hub.id)
+        if admitted.job_id != job.id:
+            return await _attached_whole(parts, admitted.job_id, request)
         came = await _end_or_hangup(waiter, request, job.deadline_in_ms / 1000 + LATE_S)
     finally:
         parts.hub.leave(waiter)
     if not came:
         return Response(status_code=499)
     outcome, result = await _end_of(parts, job.id, waiter)
+    return await _whole(outcome, result, job, admitted.created_ms, job_headers(job.id))
+
+
+async def _attached_whole(parts: Parts, job_id: str, request: Request) -> Response:
+    """The answer of the job that an idempotency key names: stored, or when it comes."""
+    waiter = await parts.hub.watch_end(job_id)
+    try:
+        record = await _known(parts, job_id)
+        if not record.state.ended:
+            left_s = (record.deadline_ms - await parts.queue.now_ms()) / 1000
+            if not await _end_or_hangup(waiter, request, max(0.0, left_s) + LATE_S):
+                return Response(status_code=499)
+            record = await _known(parts, job_id)
+    finally:
+        parts.hub.leave(waiter)
+    if record.outcome is None:
+        raise InternalError("The job's record is gone.", code="stream_lost")
+    headers = {**job_headers(job_id), **REPLAYED}
+    return await _whole(record.outcome, record.result or None, record.job, record.created_ms, headers)
+
+
+async def _whole(
+    outcome: Outcome, result: bytes | None, job: Job, created_ms: int, headers: dict[str, str]
+) -> Response:
     if outcome.status is not State.SUCCEEDED or result is None:
-        return refusal(outcome.failure or Failure("internal_error", "The job ended without a reason."), job.id)
-    body = await shaped(result, answer_body, job, admitted.created_ms // 1000, result)
-    return Response(body, 200, job_headers(job.id), "application/json")
+        return refusal(_why(outcome), job.id)
+    body = await shaped(result, answer_body, job, created_ms // 1000, result)
+    return Response(body, 200, headers, "application/json")
 
 
 async def shaped(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,23 +24,24 @@ LOCAL_TENANT: Final = "local"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. `tenant` owns the jobs; it never tells the key."""
+    """Who asks. `tenant` owns the jobs; it never tells the key. `weight` is its part in the fair share."""
 
     tenant: str
     role: str = "admin"
+    weight: float = 1.0
 
 
 class Auth:
-    """The static keys of this deployment, each a tenant of its own."""
+    """The keys of this deployment: static ones, each a tenant of its own, and those of the tenants configured."""
 
     def __init__(self, settings: Settings) -> None:
         # Fresh in each process: digests made with it say nothing to anyone who sees how long a comparison takes.
         self._pepper = secrets.token_bytes(32)
         self._open = Principal(LOCAL_TENANT) if settings.auth == "off" else None
-        keys = [key.get_secret_value().encode() for key in settings.api_keys]
-        if any(len(key) < SHORT_KEY_BYTES for key in keys):
+        known = list(_principals(settings))
+        if any(len(key) < SHORT_KEY_BYTES for key, _ in known):
             log.warning("auth.short_api_key", advice=f"Keys of fewer than {SHORT_KEY_BYTES} characters can be guessed.")
-        self._known = [(self._digest(key), Principal(tenant_of(key))) for key in keys]
+        self._known = [(self._digest(key), principal) for key, principal in known]
 
     def principal(self, request: Request) -> Principal:
         """Whoever sent this request. Raises Unauthenticated, the same for every kind of wrong key."""
@@ -59,6 +61,17 @@ class Auth:
 
     def _digest(self, key: bytes) -> bytes:
         return hmac.digest(self._pepper, key, "sha256")
+
+
+def _principals(settings: Settings) -> Iterator[tuple[bytes, Principal]]:
+    """Every key there is, with whom it stands for."""
+    for key in settings.api_keys:
+        raw = key.get_secret_value().encode()
+        yield raw, Principal(tenant_of(raw))
+    for name, tenant in settings.tenants.items():
+        for key in tenant.api_keys:
+            raw = key.get_secret_value().encode()
+            yield raw, Principal(name, weight=tenant.weight)
 
 
 def tenant_of(key: bytes) -> str:

@@ -56,11 +56,14 @@ TABLE: Final = {
     "stream_lost": Row(410),
     "request_too_large": Row(413),
     "unsupported_media_type": Row(415),
+    "idempotency_key_reused": Row(422),
     "headers_too_large": Row(431),
     # Somebody cancelled the job that this request waited for. 409 would be nearer, but SDKs try a 409 again.
     "cancelled": Row(499),
     # the caller should come back later
     "queue_full": Row(429, "requests", retry=True),
+    "tenant_queue_full": Row(429, "requests", retry=True),
+    "wait_exceeds_deadline": Row(503, _SERVER, retry=True),
     "server_overloaded": Row(503, _SERVER, retry=True),
     "store_unavailable": Row(503, _SERVER, retry=True),
     "store_full": Row(503, _SERVER, retry=True),

@@ -19,6 +19,7 @@ import structlog
 from common.clock import Clock
 from common.contracts import Position, State, pool_of
 from common.errors import HeadraceError, LaterError, NotFound, PositionGone, StoreUnavailable, StreamLost
+from common.queue import Place, Queue
 from common.store import Store
 from common.stream import EVENTS, OUTCOME, STARTED, Entry, InboxReader, StreamStore
 
@@ -45,7 +46,8 @@ class SlowReader(HeadraceError):
 class Subscription:
     """One reader of one job: entries in order, each event once, or an error; never a silent gap.
 
-    `position` is the last event handed out. An empty batch from `next` is the moment for a keep-alive.
+    `position` is the last event handed out, `place` where the job stands while it waits, as known a moment ago. An
+    empty batch from `next` is the moment to tell of it, or for a keep-alive.
     """
 
     __slots__ = (
@@ -64,6 +66,7 @@ class Subscription:
         "ended",
         "heard_s",
         "job_id",
+        "place",
         "position",
         "spoke_s",
     )
@@ -72,6 +75,7 @@ class Subscription:
         self._hub = hub
         self.job_id = job_id
         self.position = position
+        self.place: Place | None = None
         self._tail = position
         self._behind = behind
         self._again = False
@@ -145,6 +149,12 @@ class Subscription:
         self._behind = False
         self._wake()
 
+    def stands(self, place: Place | None) -> None:
+        """Takes note of where the job stands in the queue; wakes the reader where that is news."""
+        if place != self.place:
+            self.place = place
+            self._wake()
+
     def tick(self, now_s: float) -> None:
         """Lets a reader that waited long write its keep-alive."""
         if self._waiter is not None and now_s - self.spoke_s >= self._keepalive_s:
@@ -156,6 +166,7 @@ class Subscription:
             self._waiter.set_result(None)
 
     def _take(self, entry: Entry) -> None:
+        self.place = None
         self._tail = entry.last
         self._buffer_bytes += len(entry.body)
         if self._buffer_bytes > self._most_bytes:
@@ -199,6 +210,7 @@ class Subscription:
                 self.fail(PositionGone("A part of this stream is no longer kept; the job's result may still be."))
                 return False
             self._buffer.append(cut(entry, self._tail))
+            self.place = None
             self._tail = entry.last
             self.ended = self.ended or entry.kind == OUTCOME
         return True
@@ -252,13 +264,21 @@ class Hub:
     """Everyone who reads or waits in this process, by job."""
 
     def __init__(
-        self, store: Store, streams: StreamStore, clock: Clock, *, pools: Sequence[str], limits: Limits
+        self,
+        store: Store,
+        streams: StreamStore,
+        queue: Queue,
+        clock: Clock,
+        *,
+        pools: Sequence[str],
+        limits: Limits,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.clock = clock
         self.streams = streams
         self.loop = asyncio.get_running_loop()
         self._store = store
+        self._queue = queue
         self._pools = pools
         self._limits = limits
         self._here: dict[bytes, list[Subscription | Waiter]] = {}
@@ -315,6 +335,20 @@ class Hub:
     def expect_end(self, job_id: str) -> Waiter:
         """Someone who waits for the end of a job about to be submitted with this gateway's id."""
         return self._add(Waiter(self, job_id))
+
+    async def watch_end(self, job_id: str) -> Waiter:
+        """Someone who waits for the end of a job that exists. Raises NotFound, StoreUnavailable.
+
+        The end may have come before: whoever waits looks at the record once after this.
+        """
+        waiter = self._add(Waiter(self, job_id))
+        try:
+            if not await self.streams.subscribe(job_id, self.id):
+                raise NotFound()
+        except BaseException:
+            self.leave(waiter)
+            raise
+        return waiter
 
     async def watch(self, job_id: str, position: Position | None) -> Subscription:
         """A reader of a job that exists, after a position. Raises NotFound, StreamLost, StoreUnavailable."""
@@ -420,8 +454,24 @@ class Hub:
         ]
         for start in range(0, len(silent), MOST_GLANCES):
             part = silent[start : start + MOST_GLANCES]
+            queued: list[str] = []
             for job_id, (state, last) in zip(part, await self.streams.glance(pool, part), strict=True):
                 self._level(job_id, State(state) if state else None, last, asked_s)
+                if state == State.QUEUED:
+                    queued.append(job_id)
+            await self._tell_places(pool, queued)
+
+    async def _tell_places(self, pool: str, queued: Sequence[str]) -> None:
+        """Tells the readers of jobs that wait where these stand."""
+        followed = [job_id for job_id in queued if any(self._subscribed(job_id))]
+        if not followed:
+            return
+        for job_id, place in zip(followed, await self._queue.places(pool, followed), strict=True):
+            for reader in self._subscribed(job_id):
+                reader.stands(place)
+
+    def _subscribed(self, job_id: str) -> list[Subscription]:
+        return [one for one in self._here.get(job_id.encode(), ()) if isinstance(one, Subscription)]
 
     def _level(self, job_id: str, state: State | None, last: Position | None, asked_s: float) -> None:
         for reader in list(self._here.get(job_id.encode(), ())):

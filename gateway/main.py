@@ -19,6 +19,8 @@ from common import memory
 from common.clock import SystemClock
 from common.config import Settings
 from common.health import HealthStore
+from common.ledger.database import Database
+from common.ledger.journal import JournalLedger
 from common.log import configure
 from common.metrics import GatewayMetrics
 from common.queue import Queue, Retention
@@ -30,6 +32,7 @@ from gateway.auth import Auth
 from gateway.http import BoundedProtocol
 from gateway.http import install as install_http
 from gateway.hub import Hub, Limits
+from gateway.journal import Journal
 from gateway.parts import Parts
 from gateway.pressure import Pressure
 from gateway.routes import chat, embeddings, jobs, status
@@ -51,6 +54,7 @@ def build(parts: Parts) -> FastAPI:
         parts.pressure.start()
         parts.withdrawals.start()
         yield
+        await parts.journal.close()
         await parts.withdrawals.close()
         await parts.pressure.close()
         await parts.hub.close()
@@ -70,14 +74,20 @@ def build(parts: Parts) -> FastAPI:
 def open_parts(settings: Settings, store: Store) -> Parts:
     """Everything that the routes use, made once. Must be called in the running event loop."""
     clock = SystemClock()
-    retention = Retention(settings.result_retention_s, settings.stream_retention_s)
-    queue = Queue(store, retention=retention, most_in_lane=settings.max_lane_depth)
+    queue = Queue(
+        store,
+        retention=Retention.of(settings),
+        most_in_lane=settings.max_lane_depth,
+        most_waiting=settings.max_waiting_jobs,
+    )
     # An inbox is a gateway's lease: it ends when nobody renews it, and its readers count as gone.
     inbox_life_ms = int(1000 * max(SHORTEST_INBOX_LIFE_S, settings.lease_s))
     streams = StreamStore(store, disconnect_grace_s=settings.disconnect_grace_s, inbox_life_ms=inbox_life_ms)
-    hub = Hub(store, streams, clock, pools=settings.all_pools, limits=Limits(keepalive_s=settings.keepalive_s))
+    hub = Hub(store, streams, queue, clock, pools=settings.all_pools, limits=Limits(keepalive_s=settings.keepalive_s))
     pressure = Pressure(store, clock, most_share=settings.store_memory_share)
     withdrawals = Withdrawals(queue, clock)
+    admission = Admission(settings, queue, pressure, withdrawals)
+    ledger = JournalLedger(Database.of(settings)) if settings.journal == "on" else None
     return Parts(
         settings=settings,
         clock=clock,
@@ -87,10 +97,11 @@ def open_parts(settings: Settings, store: Store) -> Parts:
         health=HealthStore(store),
         hub=hub,
         auth=Auth(settings),
-        admission=Admission(settings, queue, pressure, withdrawals),
+        admission=admission,
         metrics=GatewayMetrics(),
         pressure=pressure,
         withdrawals=withdrawals,
+        journal=Journal(ledger, store, queue, admission, pressure, clock),
     )
 
 

@@ -14,6 +14,7 @@ from common.stream import StreamStore
 from gateway.admission import Admission
 from gateway.auth import Auth
 from gateway.hub import Hub
+from gateway.journal import Journal
 from gateway.pressure import Pressure
 from gateway.withdrawal import Withdrawals
 
@@ -34,3 +35,4 @@ class Parts:
     metrics: GatewayMetrics
     pressure: Pressure
     withdrawals: Withdrawals
+    journal: Journal

@@ -6,14 +6,16 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 import anyio
+import orjson
 import structlog
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from common.contracts import Failure, OnInterrupt, Outcome, Position, State
+from common.contracts import Failure, JsonObject, OnInterrupt, Outcome, Position, State
 from common.errors import HeadraceError
 from common.metrics import GatewayMetrics
+from common.queue import Place
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
 from gateway.dialects.openai import ChunkShape
 from gateway.http import HANG_UP
@@ -40,6 +42,7 @@ class Relay:
         *,
         on_interrupt: OnInterrupt,
         seen: Position | None = None,
+        queue_events: bool = False,
     ) -> None:
         self._reader = reader
         self._shape = shape
@@ -47,19 +50,35 @@ class Relay:
         self._on_interrupt = on_interrupt
         self._seen = self._resumed = seen
         self._done = False
+        self._queue_events = queue_events
+        self._told: Place | None = None
 
     async def bytes(self, first: list[Entry]) -> AsyncGenerator[bytes, None]:
         """The stream's bytes: what `first` holds, then what comes, until the end. Closes the reader."""
         try:
             with self._metrics.stream_open():
-                yield RETRY + self._render(first)
+                yield RETRY + self._render(first) + self._waiting()
                 while not self._done:
                     entries = await self._reader.next()
-                    yield self._render(entries) if entries else KEEPALIVE
+                    yield self._render(entries) if entries else self._waiting() or KEEPALIVE
         except HeadraceError as error:
             yield self._shape.error_frame(None, error.failure)
         finally:
             self._reader.close()
+
+    def _waiting(self) -> bytes:
+        """Where the job stands in the queue, if that is known and news.
+
+        OpenAI's clients take every event for a chunk, so their streams get it as a comment.
+        """
+        place = self._reader.place
+        if place is None or place.position is None or place == self._told:
+            return b""
+        self._told = place
+        if self._queue_events:
+            return b"event: queue\ndata: " + orjson.dumps(queue_object(place)) + b"\n\n"
+        wait = b"" if place.wait_ms is None else b" estimated_wait_ms=%d" % place.wait_ms
+        return b": queue position=%d%b\n" % (place.position, wait)
 
     def _render(self, entries: list[Entry]) -> bytes:
         return b"".join([self._entry(entry) for entry in entries])
@@ -154,6 +173,28 @@ def end_of_stream(last: Position, outcome: Outcome | None, *, include_usage: boo
     """The position of the stream's last event, its last entry being at `last`: an entry tells usage and end in two."""
     both = include_usage and outcome is not None and outcome.status is State.SUCCEEDED and outcome.usage is not None
     return Position(last.fence, last.seq + 1) if both else last
+
+
+async def stored_frames(shape: ChunkShape, fence: int, outcome: Outcome, result: bytes) -> AsyncGenerator[bytes, None]:
+    """A stored answer as a stream: each choice's whole message in one chunk, then its end, usage, and the last word."""
+    stored: JsonObject = orjson.loads(result)
+    deltas: list[JsonObject] = [
+        {"index": one["index"], "delta": one["message"], "finish_reason": None} for one in stored["choices"]
+    ]
+    ends: list[JsonObject] = [
+        {"index": one["index"], "delta": {}, "finish_reason": one.get("finish_reason")} for one in stored["choices"]
+    ]
+    frames = [RETRY]
+    for seq, choices in enumerate((deltas, ends), 1):
+        frames.append(shape.frame(b"%d-%d" % (fence, seq), orjson.dumps({"choices": choices})))
+    if outcome.usage is not None:
+        frames.append(shape.usage_frame(b"%d-3" % fence, outcome.usage))
+    yield b"".join(frames) + shape.done_frame(b"%d-4" % fence)
+
+
+def queue_object(place: Place) -> JsonObject:
+    """How many jobs go first, and how long that takes at the pace measured; None where nobody knows."""
+    return {"position": place.position, "estimated_wait_ms": place.wait_ms}
 
 
 def has_substance(entries: list[Entry]) -> bool:

@@ -33,7 +33,7 @@ class JournalParams:
     """
 
     period_s: float = 0.5
-    grace_s: float = 4.0
+    grace_s: float = 2.5
     mark_life_s: float = 15.0
     result_life_s: float = 86_400
     tidy_s: float = 60.0

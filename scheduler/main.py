@@ -12,13 +12,17 @@ import uvloop
 from common.clock import Clock, SystemClock
 from common.config import Settings
 from common.health import HealthStore
+from common.ledger.database import Database
+from common.ledger.journal import JournalLedger
 from common.log import configure
 from common.metrics import SchedulerMetrics
+from common.outbox import Outbox
 from common.queue import Queue, Retention
 from common.store import Store
 from common.survey import Survey
 from scheduler.gauges import Gauges
 from scheduler.janitor import Janitor, JanitorParams
+from scheduler.journal import Journal, JournalParams
 from scheduler.prober import Prober, ProberParams
 from scheduler.promoter import Promoter
 from scheduler.reaper import Reaper, ReaperParams
@@ -27,12 +31,13 @@ from scheduler.role import Outage, Role, Rounds, stop_all
 log = structlog.get_logger(__name__)
 
 METRICS_PORT = 9092
+UNBOUNDED = 2**31
 
 
 def make_roles(settings: Settings, store: Store, clock: Clock, metrics: SchedulerMetrics) -> list[Role]:
     """Every role, over these parts."""
     pools = settings.all_pools
-    queue = Queue(store, retention=Retention(settings.result_retention_s, settings.stream_retention_s))
+    queue = Queue(store, retention=Retention.of(settings))
     health = HealthStore(store)
     return [
         Promoter(queue, pools),
@@ -41,6 +46,15 @@ def make_roles(settings: Settings, store: Store, clock: Clock, metrics: Schedule
         Janitor(queue, Survey(store), pools, JanitorParams(dead_life_s=settings.result_retention_s)),
         Gauges(queue, health, clock, metrics, models={pool: settings.models_of(pool) for pool in pools}),
     ]
+
+
+def make_journal(settings: Settings, store: Store, clock: Clock, database: Database) -> Journal:
+    """The role that keeps the ledger."""
+    retention = Retention(settings.result_retention_s, settings.stream_retention_s, settings.idempotency_retention_s)
+    # What was accepted is not refused now, however much waits.
+    queue = Queue(store, retention=retention, most_in_lane=UNBOUNDED, most_waiting=UNBOUNDED)
+    params = JournalParams(result_life_s=settings.result_retention_s)
+    return Journal(JournalLedger(database), Outbox(store), queue, clock, settings.all_pools, params)
 
 
 async def serve(settings: Settings) -> int:
@@ -53,6 +67,11 @@ async def serve(settings: Settings) -> int:
         Rounds(role, clock, outage=outage, count=metrics.round_done)
         for role in make_roles(settings, store, clock, metrics)
     ]
+    database = Database.of(settings)
+    if settings.journal == "on":
+        # An outage of its own: the database may be away while the store is there.
+        journal = make_journal(settings, store, clock, database)
+        rounds.append(Rounds(journal, clock, outage=Outage(), count=metrics.round_done))
     try:
         stop_metrics = metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
     except OSError as error:
@@ -63,6 +82,7 @@ async def serve(settings: Settings) -> int:
     finally:
         await stop_all(rounds)
         await store.close()
+        await database.close()
         stop_metrics()
     log.info("scheduler.stopped")
     return 0

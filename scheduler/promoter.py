@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
+
+import structlog
 
 from common.contracts import Failure, Outcome, State
 from common.queue import Queue, Settlement
+from scheduler.lost import attempt_error, with_what_was_produced
+
+log = structlog.get_logger(__name__)
 
 TOO_LATE: Final = Settlement(
     Outcome(State.EXPIRED, failure=Failure("deadline_exceeded", "The job's deadline passed while it waited."))
+)
+
+OUTLIVED: Final = Settlement(
+    Outcome(
+        State.EXPIRED, failure=Failure("deadline_exceeded", "The job's deadline passed, and its worker did not end it.")
+    )
 )
 
 
@@ -60,11 +71,27 @@ class Promoter:
         for _ in range(self._params.most_batches):
             late = await self._queue.overdue(pool, most=self._params.most)
             # One that was claimed or ended meanwhile refuses: then it isn't ours to end.
-            codes = await asyncio.gather(*(self._queue.settle(pool, job, "", fence, TOO_LATE) for job, fence in late))
-            ended += sum(code.done for code in codes)
+            done = await asyncio.gather(*(self._end(pool, job, fence, worker) for job, fence, worker in late))
+            ended += sum(done)
             if len(late) < self._params.most:
                 break
         return ended
+
+    async def _end(self, pool: str, job_id: str, fence: int, worker: str) -> bool:
+        """Whether this call ended a job past its deadline: one that waits, or one whose worker lives and hangs."""
+        end = TOO_LATE
+        if worker:
+            log.warning("job.taken_from_worker", job_id=job_id, worker=worker)
+            error = await attempt_error(
+                self._queue,
+                pool,
+                job_id,
+                worker,
+                code="deadline_exceeded",
+                message="The worker did not end it in time.",
+            )
+            end = await with_what_was_produced(self._queue, pool, job_id, fence, replace(OUTLIVED, error=error))
+        return (await self._queue.settle(pool, job_id, worker, fence, end)).done
 
     async def _cancel(self, pool: str) -> int:
         ids = await self._queue.abandoned(pool, most=self._params.most)

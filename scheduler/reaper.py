@@ -10,14 +10,16 @@ from typing import ClassVar, Final
 import structlog
 
 from common.clock import Clock
-from common.contracts import Failure, Outcome, State, Usage
+from common.contracts import Failure, Outcome, State
 from common.errors import StoreUnavailable
-from common.queue import Queue, Released, Settlement
+from common.queue import PutBack, Queue, Released, Settlement
+from scheduler.lost import attempt_error, with_what_was_produced
 
 log = structlog.get_logger(__name__)
 
 LONGEST_PERIOD_S: Final = 1.0
 ROUNDS_A_LEASE: Final = 5
+WORKER_LOST: Final = "The worker's lease lapsed while it ran the job."
 
 ENDS: Final = {
     Released.INTERRUPTED: Settlement(
@@ -107,24 +109,14 @@ class Reaper:
                 break
         return freed
 
-    async def _with_what_was_produced(self, pool: str, job_id: str, fence: int, end: Settlement) -> Settlement:
-        """The end with the dead attempt's timings, and its usage estimated: an event is about a token."""
-        record = await self._queue.get(job_id)
-        if record is None or record.started_ms is None:
-            return end
-        total_ms = await self._queue.now_ms() - record.created_ms
-        timings = {"queued": record.started_ms - record.created_ms, "total": total_ms}
-        events = await self._queue.produced(pool, job_id, fence)
-        usage = Usage(record.job.prompt_tokens, events, {"estimated": True}) if events else None
-        return replace(end, outcome=replace(end.outcome, timings_ms=timings, usage=usage))
-
     async def _free(self, pool: str, worker: str, job_id: str, fence: int) -> bool:
         """Whether this call put the job back or ended it; False where another scheduler was quicker."""
-        code = await self._queue.release(pool, job_id, worker, fence, failed=True)
+        error = await attempt_error(self._queue, pool, job_id, worker, code="worker_lost", message=WORKER_LOST)
+        code = await self._queue.put_back(pool, job_id, worker, fence, PutBack(failed=True, error=error))
         if code is Released.REFUSED:
             return False
         if (end := ENDS.get(code)) is not None:
-            told = await self._with_what_was_produced(pool, job_id, fence, end)
+            told = await with_what_was_produced(self._queue, pool, job_id, fence, replace(end, error=error))
             if not (await self._queue.settle(pool, job_id, worker, fence, told)).done:
                 return False
         log.warning("job.reaped", job_id=job_id, worker=worker, outcome=code.name.lower())

@@ -14,6 +14,11 @@ from tests.support.redis_server import EVERY_WRITE_KEPT, RedisServer, binaries
 from tests.support.runner import run
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Names the marker of what `./just chaos` runs and `./just test` leaves out."""
+    config.addinivalue_line("markers", "slow: takes minutes; part of ./just chaos")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Runs a test that is a coroutine function; leaves the others to pytest."""

@@ -20,11 +20,11 @@ from common.metrics import WorkerMetrics
 from common.queue import Claim
 from workers.budget import Budget
 from workers.caller import Ask, Caller, ClosedOff, Work
-from workers.engine import GiveBack
 from workers.fleet import Fleet
 from workers.hedge import Race, never_raced
 from workers.providers.base import Provider
 from workers.routing import Missed, Prospects, in_order, next_try
+from workers.runs import GiveBack
 
 log = structlog.get_logger(__name__)
 

@@ -157,5 +157,5 @@ class Breakers:
 
 
 def blames_backend(error: UpstreamError) -> bool:
-    """Whether an error is the backend's failure: not a refusal of this request, of the pace or of a key, nor our limit."""
+    """Whether an error is the backend's failure: no refusal of this request, of the pace or of a key, nor our limit."""
     return not isinstance(error, UpstreamBusy | UpstreamRefused | UpstreamCredentials | AnswerTooLong)

@@ -89,9 +89,7 @@ class _Turn:
 class Caller:
     """Makes the calls of one worker."""
 
-    def __init__(
-        self, fleet: Fleet, providers: Mapping[str, Provider], clock: Clock, metrics: WorkerMetrics
-    ) -> None:
+    def __init__(self, fleet: Fleet, providers: Mapping[str, Provider], clock: Clock, metrics: WorkerMetrics) -> None:
         self._fleet = fleet
         self._providers = providers
         self._clock = clock

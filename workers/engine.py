@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dataclasses
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import structlog
 from arq.connections import ArqRedis
@@ -22,68 +20,33 @@ from arq.worker import Worker, func
 
 from common import keys
 from common.clock import Clock
-from common.contracts import Failure, JsonObject, Outcome, State
+from common.contracts import Failure, JsonObject, State
 from common.errors import HeadraceError, LaterError
-from common.queue import Claim, Queue, Released, Settled, Settlement
+from common.queue import Cap, Claim, PutBack, Queue, Settlement
 from common.store import BlockingReader, Store
+from workers.endings import CANCELLED, LATE, RETRY_STORE_S, Endings
+from workers.orders import Order, Verb, read_order
+from workers.preemption import moved, overdraft, who_gives_way, yielding
+from workers.runs import Attempt, Duties, EngineOptions, GiveBack, Run, Stop
+
+__all__ = ["Duties", "EngineOptions", "GiveBack", "PoolWorker", "Run"]
 
 log = structlog.get_logger(__name__)
 
 BELL_WAIT_S: Final = 1.0
-RETRY_STORE_S: Final = 0.2
 LAST_STEPS_S: Final = 3.0
 FUNCTION: Final = "inference"
-Answer = TypeVar("Answer", Settled, Released)
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """The job is to run again after a delay; `failure` is its end if it may not. `counts`: as a failed attempt.
-
-    `backend`: where it failed, if anywhere.
-    """
-
-    failure: Failure
-    delay_ms: int = 0
-    counts: bool = True
-    backend: str = ""
-
-
-class Run(Protocol):
-    """One attempt at one job."""
-
-    claim: Claim
-
-    async def perform(self) -> Settlement | GiveBack:
-        """Works the job to its end, or says that it should run again."""
-        ...
-
-    async def break_off(self, status: State, failure: Failure) -> Settlement:
-        """How the job ends when it was stopped from outside: with what was produced so far."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Limits and times of one worker process."""
-
-    concurrency: int = 64
-    lease_s: float = 15
-    drain_s: float = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Duties:
-    """What a worker is asked to do, and who it is.
-
-    `new_id` makes a worker id that nobody had before. `lanes` tells for each pool which of its lanes can be served now.
-    `begin` makes a claimed job's run. `info` is shown by `/workers`.
-    """
-
-    new_id: Callable[[], str]
-    lanes: Mapping[str, Callable[[], Sequence[str]]]
-    begin: Callable[[Claim], Run]
-    info: Callable[[], JsonObject]
+DRAINED: Final = Failure("upstream_interrupted", "The worker was stopped in mid-answer; ask again.")
+GAVE_WAY: Final = Failure("upstream_interrupted", "The answer gave way to more urgent work; ask again.")
+BROKE: Final = Failure("internal_error", "Something went wrong on our side.")
+STREAM_LOST: Final = Failure("stream_lost", "The job's stream was lost.")
+# How a job ends whose attempt was stopped, where it did not end by itself.
+_STOPPED: Final = {
+    Stop.CANCELLED: (State.CANCELLED, CANCELLED),
+    Stop.EXPIRED: (State.EXPIRED, LATE),
+    Stop.STREAM_LOST: (State.FAILED, STREAM_LOST),
+    None: (State.FAILED, BROKE),
+}
 
 
 _claimed: contextvars.ContextVar[Claim | None] = contextvars.ContextVar("claimed", default=None)
@@ -160,12 +123,10 @@ class PoolWorker(Worker):
         self._lanes = duties.lanes
         self.id = duties.new_id()
         self._options = options
-        self._runs: dict[str, Run] = {}
-        self._ends: dict[str, Settlement | GiveBack] = {}
+        self._endings = Endings(queue, clock, worker_id=lambda: self.id)
+        self._started_at_s = clock.now_ms() // 1000
+        self._attempts: dict[str, Attempt] = {}
         self._settling: set[str] = set()
-        self._fenced: set[str] = set()
-        self._ordered: set[str] = set()
-        self._broken: dict[str, Failure] = {}
         self._next: dict[str, Claim] = {}
         self._wanted = asyncio.Event()
         self._freed = asyncio.Event()
@@ -181,11 +142,10 @@ class PoolWorker(Worker):
     async def main(self) -> None:
         """Registers (waiting for Redis as long as it takes), then arq's own loop."""
         await self._register()
-        self._helpers = [
-            asyncio.create_task(self._keep(self._beat), name="beat"),
-            asyncio.create_task(self._keep(self._listen_bells), name="bells"),
-            asyncio.create_task(self._keep(self._listen_control), name="control"),
-        ]
+        loops = {"beat": self._beat, "bells": self._listen_bells, "control": self._listen_control}
+        if self._options.preemptible:
+            loops["urgent"] = self._watch_urgent
+        self._helpers += [asyncio.create_task(self._keep(loop), name=name) for name, loop in loops.items()]
         self._wanted.set()
         log.info("worker.ready", worker=self.id, pools=list(self._lanes), concurrency=self._options.concurrency)
         while True:
@@ -206,22 +166,42 @@ class PoolWorker(Worker):
         await asyncio.gather(*self._helpers, return_exceptions=True)
         for pool in self._lanes:
             with suppress(HeadraceError):
-                await self._queue.leave(pool, self.id)
+                await self._leave(pool)
         self._pool = None
+
+    async def _leave(self, pool: str) -> None:
+        if await self._queue.leave(pool, self.id):
+            return
+        # A claim's answer came too late to be heard: nobody need wait for the lease to lapse.
+        for job_id, fence in (await self._queue.held(pool, self.id)).items():
+            if not self._works_at(job_id, fence):
+                await self._endings.return_lost(pool, job_id, fence, failed=False)
+        await self._queue.leave(pool, self.id)
 
     def handle_sig_wait_for_completion(self, signum: signal.Signals) -> None:
         """The first signal drains: nothing new is taken and what runs may end; the second puts it back at once."""
         if self._draining:
             self.handle_sig(signum)
+        else:
+            self.drain(signum)
+
+    def drain(self, signum: signal.Signals = signal.SIGTERM) -> None:
+        """Takes nothing new from now on, lets what runs end for a while, puts back the rest, leaves. Safe to repeat."""
+        if self._draining:
             return
         self._draining = True
-        log.info("worker.draining", worker=self.id, running=len(self._runs))
+        log.info("worker.draining", worker=self.id, running=len(self._attempts))
         super().handle_sig_wait_for_completion(signum)
+        self._helpers.append(self.loop.create_task(self._tell_drain(), name="drain"))
+
+    async def _tell_drain(self) -> None:
+        with suppress(HeadraceError):  # the next beat tells it
+            await self._renew()
 
     @property
     def running(self) -> int:
         """Jobs that occupy a slot."""
-        return len(self._runs) - len(self._settling)
+        return len(self._attempts) - len(self._settling)
 
     @property
     def free(self) -> int:
@@ -242,37 +222,47 @@ class PoolWorker(Worker):
     async def _register(self) -> None:
         while True:
             try:
-                for pool in self._lanes:
-                    await self._queue.beat(
-                        pool, self.id, lease_s=self._options.lease_s, info=self._show(), register=True
-                    )
+                await self._renew(register=True)
                 return
             except LaterError as error:
                 log.warning("worker.waiting_for_store", error=error.failure.message)
                 await self._clock.sleep(RETRY_STORE_S)
 
+    async def _renew(self, *, register: bool = False) -> bool:
+        """Whether every pool's lease goes on."""
+        takes = 0 if self._draining else self._options.concurrency
+        for pool in self._lanes:
+            alive = await self._queue.beat(
+                pool, self.id, lease_s=self._options.lease_s, info=self._show(), concurrency=takes, register=register
+            )
+            if not alive:
+                return False
+        return True
+
     async def _beat(self) -> None:
         while True:
             await self._clock.sleep(self._options.lease_s / 3)
-            for pool in self._lanes:
-                alive = await self._queue.beat(pool, self.id, lease_s=self._options.lease_s, info=self._show())
-                if not alive:
-                    await self._start_anew()
-                    break
+            if not await self._renew():
+                await self._start_anew()
             # A bell or a claim's answer may have been lost, and an empty lane's jobs may have become servable.
             self._doubtful = True
             self._wanted.set()
 
     async def _start_anew(self) -> None:
         """This worker was given up: its jobs are others' now. It lets go of them and registers under a new name."""
-        log.error("worker.fenced", worker=self.id, jobs=len(self._runs))
-        for job_id in list(self._runs):
+        log.error("worker.fenced", worker=self.id, jobs=len(self._attempts))
+        for job_id in list(self._attempts):
             self.abandon(job_id)
         self.id = self._duties.new_id()
         await self._register()
 
     def _show(self) -> JsonObject:
-        return {**self._duties.info(), "running": len(self._runs), "concurrency": self._options.concurrency}
+        return {
+            **self._duties.info(),
+            "running": len(self._attempts),
+            "concurrency": self._options.concurrency,
+            "started_at": self._started_at_s,
+        }
 
     # --- how jobs come ------------------------------------------------------------------------------------------------
 
@@ -282,8 +272,9 @@ class PoolWorker(Worker):
         try:
             if self._doubtful:
                 await self._return_unknown()
-            for pool, lanes in self._lanes.items():
-                await self._claim(pool, lanes())
+            self._more_waits = False
+            for pool in self._lanes:
+                await self._claim(pool)
         except HeadraceError as error:
             log.warning("worker.store_trouble", error=error.failure.message)
             await self._clock.sleep(RETRY_STORE_S)
@@ -296,47 +287,49 @@ class PoolWorker(Worker):
     async def record_health(self) -> None:
         """Does nothing: the lease shows how a worker does, and arq's own call ended this loop when Redis went away."""
 
-    async def _claim(self, pool: str, lanes: Sequence[str]) -> None:
+    async def _claim(self, pool: str) -> None:
+        lanes, caps = self._lanes[pool](), self._caps(pool)
         while self.free > 0 and lanes:
             most = self.free
-            claims = await self._queue.claim(pool, self.id, most=most, lanes=lanes)
+            claims = await self._queue.claim(pool, self.id, most=most, lanes=lanes, caps=caps)
             if claims is None:
                 return  # no lease: the next beat finds out and starts anew
             for claim in claims:
-                self._start(claim)
-            self._more_waits = len(claims) == most
-            if not self._more_waits:
+                caps = moved(caps, self._start(claim), -1)
+            if len(claims) < most:
+                # Behind a cap that is reached more may wait: as soon as a slot is free it is worth asking again.
+                self._more_waits |= any(cap.most <= 0 for cap in caps)
                 return
+            self._more_waits = True
 
-    def wake(self) -> None:
-        """Has the worker look for work: what kept it from taking some may be over."""
-        self._wanted.set()
+    def _caps(self, pool: str) -> list[Cap]:
+        caps = self._duties.caps.get(pool)
+        return list(caps()) if caps else []
 
-    def _start(self, claim: Claim) -> None:
+    def _start(self, claim: Claim) -> str:
+        """The lane of a claimed job, whose task is under way now."""
         job_id = claim.job.id
-        if job_id in self._runs:
+        lane = keys.lane_name(claim.job.priority, claim.job.model)
+        if job_id in self._attempts:
             # It came back to us while an earlier attempt here, which is others' by now, is still letting go of it.
             self._next[job_id] = claim
             self.abandon(job_id)
-            return
-        self._runs[job_id] = self._duties.begin(claim)
+            return lane
+        self._attempts[job_id] = Attempt(self._duties.begin(claim), self._clock.monotonic_s())
         self.job_counter += 1
         context = contextvars.copy_context()
         context.run(_claimed.set, claim)
         task = self.loop.create_task(self.run_job(job_id, claim.created_ms), context=context)
         self.tasks[job_id] = task
         task.add_done_callback(lambda done: self._ended(job_id, done))
+        return lane
 
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         self.job_counter -= 1
         if self.tasks.get(job_id) is task:
             del self.tasks[job_id]
-        self._runs.pop(job_id, None)
-        self._ends.pop(job_id, None)
+        self._attempts.pop(job_id, None)
         self._settling.discard(job_id)
-        self._fenced.discard(job_id)
-        self._ordered.discard(job_id)
-        self._broken.pop(job_id, None)
         self.aborting_tasks.discard(job_id)
         self._freed.set()
         if (claim := self._next.pop(job_id, None)) is not None and self.allow_pick_jobs:
@@ -350,47 +343,89 @@ class PoolWorker(Worker):
         A claim that nobody waits for any more may be carried out much later, so this is looked into again and again.
         """
         self._doubtful = False
-        for pool in self._lanes:
-            held = await self._queue.held(pool, self.id)
-            for job_id, fence in held.items():
-                if not self._works_at(job_id, fence):
-                    await self._put_back(pool, job_id, fence)
-            await self._obey_unheard(pool, held)
+        deaf, self._deaf = self._deaf, False
+        try:
+            for pool in self._lanes:
+                held = await self._queue.held(pool, self.id)
+                for job_id, fence in held.items():
+                    if not self._works_at(job_id, fence):
+                        await self._endings.return_lost(pool, job_id, fence, failed=True)
+                if deaf:
+                    await self._obey_unheard(pool, list(held))
+        except HeadraceError:
+            self._deaf |= deaf
+            raise
 
     def _works_at(self, job_id: str, fence: int) -> bool:
-        run, claim = self._runs.get(job_id), self._next.get(job_id)
-        return (run is not None and run.claim.fence == fence) or (claim is not None and claim.fence == fence)
+        attempt, claim = self._attempts.get(job_id), self._next.get(job_id)
+        return (attempt is not None and attempt.claim.fence == fence) or (claim is not None and claim.fence == fence)
 
-    async def _put_back(self, pool: str, job_id: str, fence: int) -> None:
-        log.warning("worker.job_unknown", job_id=job_id)
-        code = await self._queue.release(pool, job_id, self.id, fence, failed=True)
-        ending = _ending(code, Failure("attempts_exhausted", "Every attempt at the job was lost before it began."))
-        if ending is not None:
-            end = Settlement(Outcome(ending[0], failure=ending[1]), dead=code is Released.ATTEMPTS_USED_UP)
-            await self._queue.settle(pool, job_id, self.id, fence, end)
-
-    async def _obey_unheard(self, pool: str, job_ids: Iterable[str]) -> None:
+    async def _obey_unheard(self, pool: str, job_ids: list[str]) -> None:
         """Carries out orders that may have been sent while nobody listened."""
-        if self._deaf:
-            for job_id in await self._queue.cancelling(pool, job_ids):
-                if job_id in self._runs and job_id not in self._ordered:
-                    self._stop(job_id)
-            self._deaf = False
+        for job_id in await self._queue.cancelling(pool, job_ids):
+            self._stop(job_id, Stop.CANCELLED)
+        if await self._queue.told_to_drain(pool, self.id):
+            self.drain()
 
     async def _listen_bells(self) -> None:
-        bells = {keys.bell(pool): pool for pool in self._lanes}
         async with self._store.blocking() as reader:
             while True:
                 if self.free <= 0:
                     self._freed.clear()
                     await self._freed.wait()
                     continue
+                # Its own bells first: they ring for jobs whose prefix is warm here.
+                bells = {keys.worker_bell(pool, self.id): pool for pool in self._lanes}
+                bells |= {keys.bell(pool): pool for pool in self._lanes}
                 rung = await reader.command("BLPOP", *bells, BELL_WAIT_S, wait_s=BELL_WAIT_S)
                 if rung is not None and self.free <= 0:
                     # The slots went to others meanwhile: the call is for a worker that has one.
                     await self._queue.ring(bells[rung[0].decode()])
                     continue
                 self._wanted.set()
+
+    # --- urgent work pushes other work out ----------------------------------------------------------------------------
+
+    async def _watch_urgent(self) -> None:
+        while True:
+            await self._clock.sleep(self._options.preempt_after_ms / 1000)
+            for pool in self._lanes:
+                await self._relieve(pool)
+
+    async def _relieve(self, pool: str) -> None:
+        """Claims urgent jobs that have waited too long for a full worker, and stops a run for each that needs it."""
+        if not self.allow_pick_jobs:
+            return
+        able, caps = self._yielding(), self._caps(pool)
+        draft = overdraft(self.free, self._lanes[pool](), caps, able, pool)
+        if draft is None:
+            return
+        claims = await self._queue.claim(
+            pool,
+            self.id,
+            most=draft.most,
+            lanes=draft.lanes,
+            caps=draft.caps,
+            least_age_ms=self._options.preempt_after_ms,
+        )
+        free, caps = self.free, self._caps(pool)
+        for claim in claims or ():
+            lane = keys.lane_name(claim.job.priority, claim.job.model)
+            evicted = who_gives_way(lane, free=free, caps=caps, able=self._yielding(), pool=pool)
+            if evicted is None:
+                free -= 1
+            else:
+                self._evict(evicted)
+                caps = moved(caps, evicted.lane, +1) if evicted.claim.job.pool == pool else caps
+            caps = moved(caps, self._start(claim), -1)
+
+    def _yielding(self) -> list[Attempt]:
+        return yielding(self._attempts.values(), self._options.preemptible)
+
+    def _evict(self, attempt: Attempt) -> None:
+        # Muted in the same turn in which nobody had seen it, so that nobody will.
+        attempt.run.mute()
+        self._stop(attempt.claim.job.id, Stop.PREEMPTED)
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -404,17 +439,26 @@ class PoolWorker(Worker):
 
     async def _obey(self, reader: BlockingReader) -> None:
         lists = [keys.control(pool, self.id) for pool in self._lanes]
-        order = await reader.command("BLPOP", *lists, BELL_WAIT_S, wait_s=BELL_WAIT_S)
+        found = await reader.command("BLPOP", *lists, BELL_WAIT_S, wait_s=BELL_WAIT_S)
+        order = read_order(found[1]) if found is not None else None
         if order is None:
             return
-        verb, job_id, fence = order[1].decode().split(" ")
-        run = self._runs.get(job_id)
-        if verb == "cancel" and run is not None and run.claim.fence == int(fence):
-            self._stop(job_id)
+        if order.verb is Verb.DRAIN:
+            self.drain()
+        else:
+            self._stop_by(order)
 
-    def _stop(self, job_id: str) -> None:
+    def _stop_by(self, order: Order) -> None:
+        attempt = self._attempts.get(order.job_id)
+        if attempt is not None and attempt.claim.fence == order.fence:
+            self._stop(order.job_id, Stop.CANCELLED if order.verb is Verb.CANCEL else Stop.EXPIRED)
+
+    def _stop(self, job_id: str, why: Stop) -> None:
         """Cancels a job's task in the way that makes arq count it as aborted, not as to be run again."""
-        self._ordered.add(job_id)
+        attempt = self._attempts.get(job_id)
+        if attempt is None or (attempt.stop is not None and why is not Stop.FENCED):
+            return
+        attempt.stop = why
         self.aborting_tasks.add(job_id)
         task = self.job_tasks.get(job_id)
         if task is not None:
@@ -422,107 +466,56 @@ class PoolWorker(Worker):
 
     def abandon(self, job_id: str) -> None:
         """Lets go of a job that another worker owns by now: it is neither settled nor released."""
-        if job_id in self._runs:
-            self._fenced.add(job_id)
-            self._stop(job_id)
+        self._stop(job_id, Stop.FENCED)
 
-    def fail(self, job_id: str, code: str) -> None:
+    def fail(self, job_id: str) -> None:
         """Ends a job of ours whose stream is gone: nobody could ever read what it still says."""
-        if job_id in self._runs:
-            self._broken[job_id] = Failure(code, "The job's stream was lost.")
-            self._stop(job_id)
+        self._stop(job_id, Stop.STREAM_LOST)
 
     # --- how jobs run and end -----------------------------------------------------------------------------------------
 
     async def _inference(self, ctx: dict[Any, Any]) -> None:
-        job_id: str = ctx["job_id"]
-        if job_id in self._ordered:  # the order came before the task was there to be cancelled
+        attempt = self._attempts[ctx["job_id"]]
+        if attempt.stop is not None:  # the order came before the task was there to be cancelled
             raise asyncio.CancelledError
-        self._ends[job_id] = await self._runs[job_id].perform()
+        attempt.end = await attempt.run.perform()
 
     async def finish_job(  # pyright: ignore[reportIncompatibleMethodOverride]  # arq's bookkeeping is of no use here
         self, job_id: str, finish: bool, *_: object
     ) -> None:
         """Settles or releases instead of arq's bookkeeping. `finish` is False only where a drain cancelled the task."""
-        run = self._runs[job_id]
-        if job_id in self._fenced:
+        attempt = self._attempts[job_id]
+        if attempt.stop is Stop.FENCED:
             return
-        end = self._ends.get(job_id)
-        if end is None and finish:
-            end = await self._explain(run)
-        elif end is None:
-            failure = Failure("upstream_interrupted", "The worker was stopped in mid-answer; ask again.")
-            await self._give_back(run, GiveBack(failure), failed=False)
-            return
-        if isinstance(end, GiveBack):
-            await self._give_back(run, end, failed=end.counts)
+        end = attempt.end
+        if end is None and attempt.stop is Stop.PREEMPTED:
+            await self._give_way(attempt)
+        elif end is None and not finish:
+            await self._put_back(attempt, PutBack(failed=False), DRAINED)
+        elif isinstance(end, GiveBack):
+            error = self._endings.error(attempt, end.failure, end.backend) if end.counts else None
+            await self._put_back(attempt, PutBack(end.counts, end.delay_ms, error), end.failure)
         else:
-            await self._settle(run, end)
+            # One that left no end was cancelled by order, or it broke (arq has logged how).
+            await self._settle(attempt, end or await attempt.run.break_off(*_STOPPED[attempt.stop]))
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
         """arq gave up before our code ran; the job must not be lost."""
         await self.finish_job(job_id, True)
 
-    async def _explain(self, run: Run) -> Settlement:
-        """The end of a run that left none: it was cancelled by order, or it broke (arq has logged how)."""
-        if (failure := self._broken.pop(run.claim.job.id, None)) is not None:
-            return await run.break_off(State.FAILED, failure)
-        if run.claim.job.id in self._ordered:
-            return await run.break_off(State.CANCELLED, Failure("cancelled", "The job was cancelled."))
-        return await run.break_off(State.FAILED, Failure("internal_error", "Something went wrong on our side."))
+    async def _give_way(self, attempt: Attempt) -> None:
+        log.info("worker.preempted", job_id=attempt.claim.job.id)
+        self._duties.preempted(attempt.claim)
+        await self._put_back(attempt, PutBack(failed=False, preempted=True), GAVE_WAY)
 
-    async def _give_back(self, run: Run, back: GiveBack, *, failed: bool) -> None:
-        claim = run.claim
-        pool, job_id = claim.job.pool, claim.job.id
-        code = await self._persist(
-            lambda: self._queue.release(
-                pool, job_id, self.id, claim.fence, failed=failed, delay_ms=back.delay_ms
-            )
-        )
-        end = await _end_instead(run, code, back.failure)
+    async def _put_back(self, attempt: Attempt, back: PutBack, failure: Failure) -> None:
+        end = await self._endings.put_back(attempt, back, failure)
         if end is not None:
-            await self._settle(run, end)
+            await self._settle(attempt, end)
 
-    async def _settle(self, run: Run, end: Settlement) -> None:
-        claim = run.claim
-        self._settling.add(claim.job.id)
+    async def _settle(self, attempt: Attempt, end: Settlement) -> None:
+        self._settling.add(attempt.claim.job.id)
         self._freed.set()
         if self._more_waits:
             self._wanted.set()  # the claim for the freed slot goes in the same trip as the settle
-        code = await self._persist(lambda: self._queue.settle(claim.job.pool, claim.job.id, self.id, claim.fence, end))
-        if not code.done:
-            log.warning("worker.settle_refused", job_id=claim.job.id, code=code.name)
-
-    async def _persist(self, step: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The step's answer, tried until the store takes it: the scripts refuse it once the job is another's."""
-        while True:
-            try:
-                return await step()
-            except LaterError as error:
-                log.warning("worker.store_unavailable", error=error.failure.message)
-                await self._clock.sleep(RETRY_STORE_S)
-
-
-async def _end_instead(run: Run, code: Released, failure: Failure) -> Settlement | None:
-    """The end of a job that may not run again, or None where it will (or is no longer ours)."""
-    ending = _ending(code, failure)
-    if ending is None:
-        return None
-    end = await run.break_off(*ending)
-    return dataclasses.replace(end, dead=True) if code is Released.ATTEMPTS_USED_UP else end
-
-
-def _ending(code: Released, failure: Failure) -> tuple[State, Failure] | None:
-    """How a job ends that was not put back, and why; None where it was, or is no longer ours."""
-    match code:
-        case Released.PUT_BACK | Released.REFUSED:
-            return None
-        case Released.INTERRUPTED:
-            text = "The answer broke off after its first tokens; ask again."
-            return State.FAILED, Failure("upstream_interrupted", text)
-        case Released.ATTEMPTS_USED_UP:
-            return State.FAILED, failure
-        case Released.CANCELLED:
-            return State.CANCELLED, Failure("cancelled", "The job was cancelled.")
-        case Released.EXPIRED:
-            return State.EXPIRED, Failure("deadline_exceeded", "The job's deadline passed.")
+        await self._endings.settle(attempt, end)

@@ -16,6 +16,7 @@ from common.backends import BackendSlots, KeyStates
 from common.breaker import BreakerStore
 from common.clock import Clock
 from common.config import Backend, Settings
+from common.contracts import JsonObject
 from common.errors import HeadraceError
 from common.health import Health, HealthStore
 from common.metrics import WorkerMetrics
@@ -89,6 +90,18 @@ class Fleet:
         keys = self.keys.get(backend)
         resting_ms = 0 if keys is None else int(keys.wait_s * 1000)
         return max(self.breakers.retry_ms(backend), resting_ms)
+
+    def show(self) -> list[JsonObject]:
+        """Each backend's breaker, slots and keys as this worker sees them, for people; no address and no key."""
+        return [
+            {
+                "name": name,
+                "breaker": self.breakers.view(name).phase.value,
+                "slots": {"granted": line.granted, "in_use": line.in_use, "waiting": line.waiting},
+                "keys": {"usable": self.keys[name].usable, "of": len(self.keys[name])} if name in self.keys else None,
+            }
+            for name, line in self.slots.lines.items()
+        ]
 
     # --- keys ---------------------------------------------------------------------------------------------------------
 

@@ -48,9 +48,7 @@ class Race(Generic[Result]):
         """Whether after that long no answer has begun and no runner has ended."""
         begun = asyncio.ensure_future(self._begun.wait())
         try:
-            done, _ = await asyncio.wait(
-                {begun, *self._runners}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait({begun, *self._runners}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             begun.cancel()
         return not done

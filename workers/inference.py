@@ -7,8 +7,8 @@ After it, never in silence: the job ends as `upstream_interrupted`, or starts an
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -21,14 +21,14 @@ from common.queue import Claim, Settlement
 from workers.answer import Answer
 from workers.attempts import Attempts, Unserved
 from workers.caller import Ask, Begin
-from workers.engine import GiveBack
 from workers.providers.base import Call, Provider
 from workers.publisher import Publisher
+from workers.runs import GiveBack
 
 DEADLINE: Final = Failure("deadline_exceeded", "The job's deadline passed before the answer was complete.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Inference:
     """What the runs of one worker share."""
 
@@ -72,6 +72,19 @@ class Generation:
         """The end of an attempt that was stopped: what was produced stays, and is counted."""
         produced = self._first_token_ms is not None
         return await self._end(status, failure, self._answer.usage if produced else None)
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether it may begin anew: no reader can have seen anything of it, or the caller allows that."""
+        return self.claim.job.on_interrupt is OnInterrupt.RESTART or not self._track.anything_sent
+
+    def mute(self) -> None:
+        """From now on it begins no write to its readers."""
+        self._track.mute()
+
+    async def landed(self) -> None:
+        """Returns once nothing of it is on its way to readers any more."""
+        await self._track.landed()
 
     # --- calling ------------------------------------------------------------------------------------------------------
 
@@ -127,6 +140,8 @@ class Generation:
         self._backend = self._backend or unserved.backend
         if self._left_s() <= 0:
             return await self.break_off(State.EXPIRED, DEADLINE)
+        if sent:  # whatever broke it off: the request itself was taken
+            unserved.missed = dataclasses.replace(unserved.missed, may_recur=True)
         if not sent or self.claim.job.on_interrupt is OnInterrupt.RESTART:
             back = self._shared.attempts.again(self.claim, unserved, left_s=self._left_s())
             if back is not None:

@@ -34,7 +34,7 @@ class Appender(Protocol):
 class Track:
     """One attempt's events on their way out. `seq` counts those handed to a write so far."""
 
-    __slots__ = ("_publisher", "fence", "flight", "job_id", "pending", "pool", "seq")
+    __slots__ = ("_publisher", "fence", "flight", "job_id", "muted", "pending", "pool", "seq")
 
     def __init__(self, publisher: Publisher, pool: str, job_id: str, fence: int) -> None:
         self._publisher = publisher
@@ -44,6 +44,7 @@ class Track:
         self.seq = 0
         self.pending: list[bytes] = []
         self.flight: asyncio.Future[None] | None = None
+        self.muted = False
 
     def hold(self, event: bytes) -> None:
         """Keeps an event for the settlement: nobody follows this job token by token."""
@@ -59,6 +60,16 @@ class Track:
     def anything_sent(self) -> bool:
         """Whether a reader may have seen an event of this attempt."""
         return self.seq > 0
+
+    def mute(self) -> None:
+        """No more of its events are written by themselves; those kept may still go with a settlement."""
+        self.muted = True
+        self._publisher.withdraw(self)
+
+    async def landed(self) -> None:
+        """Returns once no write of its events is under way."""
+        if self.flight is not None:
+            await asyncio.shield(self.flight)
 
     async def finish(self) -> tuple[bytes, int]:
         """The events not written yet and the last one's number, for the settlement; what was under way has landed."""
@@ -97,6 +108,8 @@ class Publisher:
 
     def offer(self, track: Track) -> None:
         """Takes note that a track has events."""
+        if track.muted:
+            return
         self._waiting.setdefault(track.pool, {})[track.job_id] = track
         if track.pool not in self._writers:
             self._writers[track.pool] = asyncio.create_task(self._write(track.pool), name="publisher")
@@ -132,7 +145,7 @@ class Publisher:
                 track.flight = None
             flight.set_result(None)
         for track in tracks:
-            if track.pending:
+            if track.pending and not track.muted:
                 self._waiting.setdefault(pool, {})[track.job_id] = track
         for job_id, why in refusals.items():
             self._refused(job_id, why)

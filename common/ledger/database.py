@@ -15,7 +15,14 @@ import asyncpg
 import structlog
 from sqlalchemy import event, make_url, select
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -34,18 +41,9 @@ BUSY_S: Final = 1.5
 CONNECT_S: Final = 1.5
 MIGRATION_S: Final = 60.0
 CONNECTIONS: Final = 4
-_TRANSIENT: Final = (
-    OperationalError,
-    InterfaceError,
-    InternalError,
-    PoolTimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InterfaceError,
-    OSError,
-    TimeoutError,
-)
+_TRANSIENT: Final = (DBAPIError, PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# Mistakes of ours, which are told as such.
+_FAULTS: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
 def database_url(settings: Settings) -> URL:
@@ -58,8 +56,6 @@ def database_url(settings: Settings) -> URL:
         raise ConfigError("HEADRACE_DATABASE_URL: not a database URL (postgresql+asyncpg://…)") from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+asyncpg")
-    if url.drivername not in ("postgresql+asyncpg", "sqlite+aiosqlite"):
-        raise ConfigError("HEADRACE_DATABASE_URL: postgresql+asyncpg://… or sqlite+aiosqlite:///… is expected")
     return url
 
 
@@ -108,6 +104,17 @@ class Database:
         """The revision of the tables once they are at least as new as this version. Raises LedgerUnavailable."""
         return await self._apart(self._migrate())
 
+    async def revision(self) -> str | None:
+        """The revision of the tables as they are; None where there are none. Raises LedgerUnavailable."""
+        return await self._apart(self._revision())
+
+    async def _revision(self) -> str | None:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await self._once(lambda connection: connection.run_sync(schema.current), write=False)
+        except _TRANSIENT as error:
+            raise _unavailable(error) from error
+
     async def run(self, work: Work[Result], *, limit_s: float, write: bool) -> Result:
         """What `work` gave, committed. It must be safe to do twice: a connection that broke is tried once more.
 
@@ -150,11 +157,17 @@ class Database:
                 return await work(connection)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError | TimeoutError):
-                # Its server may never answer again, not even to a rollback.
-                await connection.invalidate()
+                # Its server may never answer again, not even to a rollback or a goodbye.
+                await self._drop(connection)
             raise
         finally:
             await connection.close()
+
+    async def _drop(self, connection: AsyncConnection) -> None:
+        driver = (await connection.get_raw_connection()).driver_connection
+        if isinstance(driver, asyncpg.Connection):
+            driver.terminate()
+        await connection.invalidate()
 
     # --- made ready at first use --------------------------------------------------------------------------------------
 
@@ -181,7 +194,10 @@ async def _identity(connection: AsyncConnection) -> Any:
     return (await connection.execute(select(IDENTITY.c.id))).scalar_one()
 
 
-def _unavailable(error: BaseException) -> LedgerUnavailable:
+def _unavailable(error: Exception) -> LedgerUnavailable:
+    """What to tell of this. Raises it again where it is a mistake of ours."""
+    if isinstance(error, _FAULTS):
+        raise error
     origin = getattr(error, "orig", None) or error
     return LedgerUnavailable(f"The ledger's database cannot be used at the moment ({type(origin).__name__}).")
 

@@ -63,14 +63,19 @@ class JournalLedger:
         found = await self._entries(select(JOBS).where(JOBS.c.id == job_id), REQUEST_LIMIT_S)
         return found[0] if found else None
 
-    async def of_tenant(self, tenant: str, *, most: int, before: tuple[int, str] | None = None) -> list[Entry]:
-        """The tenant's jobs, newest first, those before (created ms, id); without their results."""
-        columns = [column for column in JOBS.c if column.name != "result"]
-        newest = select(*columns).where(JOBS.c.tenant == tenant)
-        if before is not None:
-            newest = newest.where(tuple_(JOBS.c.created_ms, JOBS.c.id) < before)
+    async def of_tenant(self, tenant: str, *, most: int, below: tuple[int, str] | None = None) -> list[tuple[int, str]]:
+        """(when accepted in µs, id) of the tenant's jobs, newest first, those that come after `below` in this order."""
+        newest = select(JOBS.c.created_ms, JOBS.c.id).where(JOBS.c.tenant == tenant)
+        if below is not None:
+            below_ms, rest_us = divmod(below[0], 1000)
+            start = (below_ms + 1, "") if rest_us else (below_ms, below[1])
+            newest = newest.where(tuple_(JOBS.c.created_ms, JOBS.c.id) < start)
         newest = newest.order_by(JOBS.c.created_ms.desc(), JOBS.c.id.desc()).limit(most)
-        return await self._entries(newest, REQUEST_LIMIT_S)
+
+        async def work(connection: AsyncConnection) -> list[tuple[int, str]]:
+            return [(row.created_ms * 1000, row.id) for row in await connection.execute(newest)]
+
+        return await self.database.run(work, limit_s=REQUEST_LIMIT_S, write=False)
 
     async def _entries(self, query: Select[Any], limit_s: float) -> list[Entry]:
         async def work(connection: AsyncConnection) -> Sequence[RowMapping]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Final
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+
+log = structlog.get_logger(__name__)
+# It tells of each look at the version; what matters is said here.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 _LOCK: Final = 0x4865_6164_7261_6365  # "Headrace" in ASCII: the key of PostgreSQL's advisory lock
 
@@ -44,5 +50,6 @@ def upgrade(connection: Connection) -> str:
     if found is None or found in ours - {newest()}:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        log.info("ledger.migrated", before=found, now=newest())
         found = newest()
     return found

@@ -11,6 +11,7 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
 if ARGV[6] ~= '1' and tonumber(redis.call('ZSCORE', workers, worker) or 0) == 0 then return 0 end
 redis.call('ZADD', workers, now_ms + lease_ms, worker)
-redis.call('HSET', capacity, worker, ARGV[7])
+-- One that was told to drain takes nothing more, whatever it says before it has heard of it.
+if ARGV[6] == '1' or redis.call('HGET', capacity, worker) ~= '0' then redis.call('HSET', capacity, worker, ARGV[7]) end
 redis.call('SET', info, ARGV[5], 'PX', lease_ms * 3)
 return now_ms + lease_ms

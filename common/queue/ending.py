@@ -56,3 +56,7 @@ class Ending(Side):
             ),
         )
         return Settled(code)
+
+    async def attempt(self, pool: str, job_id: str) -> int:
+        """The number of the job's last attempt; 0 where there was none."""
+        return int(await self._store.command("HGET", keys.job(pool, job_id), "attempt") or 0)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import orjson
 
 from common import keys
 from common.contracts import Priority
 from common.queue.ending import Ending
+from common.queue.side import CONTROL_LIFE_MS
 from common.queue.words import LaneDepth, WorkerRow
+
+TOLD_AFTER_MS: Final = 2_000
+"""How long after a deadline a worker that still runs the job is told to end it: it should have by itself."""
+TAKEN_AFTER_MS: Final = 5_000
+"""How long after it was told the job is ended over its head."""
 
 
 class Timing(Ending):
@@ -27,10 +34,23 @@ class Timing(Ending):
         names = (keys.delayed(pool), keys.lanes(pool), keys.bell(pool), keys.waiting(pool))
         return int(await self._store.call("promote", keys.pool_prefix(pool), names, (most,)))
 
-    async def overdue(self, pool: str, *, most: int = 500) -> list[tuple[str, int]]:
-        """(job, fence) of jobs that still wait past their deadline. Safe to send again."""
-        reply = await self._store.call("overdue", keys.pool_prefix(pool), (keys.deadlines(pool),), (most, 5_000))
-        return [(reply[i].decode(), int(reply[i + 1])) for i in range(0, len(reply), 2)]
+    async def overdue(self, pool: str, *, most: int = 500) -> list[tuple[str, int, str]]:
+        """(job, fence, worker) of jobs past their deadline, to be settled with these words. Safe to send again.
+
+        The worker is '' where the job still waits; else it was told to end the job, and did not in time.
+        """
+        reply = await self._store.call(
+            "overdue",
+            keys.pool_prefix(pool),
+            (keys.deadlines(pool),),
+            (most, TOLD_AFTER_MS, TAKEN_AFTER_MS, CONTROL_LIFE_MS),
+        )
+        return [(reply[i].decode(), int(reply[i + 1]), reply[i + 2].decode()) for i in range(0, len(reply), 3)]
+
+    async def drain(self, pool: str, worker: str) -> bool:
+        """Whether the worker is there; it was told to take nothing new, end its work and leave. Safe to send again."""
+        names = (keys.workers(pool), keys.capacity(pool), keys.control(pool, worker))
+        return bool(await self._store.call("drain", keys.pool_prefix(pool), names, (worker, CONTROL_LIFE_MS)))
 
     async def abandoned(self, pool: str, *, most: int = 500) -> list[str]:
         """Jobs without readers whose grace has passed. Safe to send again."""
@@ -85,12 +105,17 @@ class Timing(Ending):
     async def workers(self, pool: str) -> list[WorkerRow]:
         """The registered workers of a pool."""
         flat: list[bytes] = await self._store.command("ZRANGE", keys.workers(pool), 0, -1, "WITHSCORES")
-        rows: list[WorkerRow] = []
-        for raw, score in zip(flat[::2], flat[1::2], strict=True):
-            worker = raw.decode()
-            info: bytes | None = await self._store.command("GET", keys.worker_info(pool, worker))
-            rows.append(WorkerRow(worker, pool, int(float(score)), orjson.loads(info) if info else {}))
-        return rows
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return await asyncio.gather(*(self._worker(pool, raw.decode(), int(float(score))) for raw, score in pairs))
+
+    async def _worker(self, pool: str, worker: str, lease_expires_ms: int) -> WorkerRow:
+        info, takes, held = await asyncio.gather(
+            self._store.command("GET", keys.worker_info(pool, worker)),
+            self._store.command("HGET", keys.capacity(pool), worker),
+            self._store.command("HKEYS", keys.held(pool, worker)),
+        )
+        jobs = tuple(raw.decode() for raw in held)
+        return WorkerRow(worker, pool, lease_expires_ms, orjson.loads(info) if info else {}, takes == b"0", jobs)
 
     async def stats(self, pool: str) -> dict[str, float]:
         """The pool's counters since ever, and what `note_rates` wrote."""

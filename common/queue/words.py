@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import orjson
 
+from common.config import Settings
 from common.contracts import Job, JsonObject, Outcome, Priority, State
 
 
@@ -168,12 +169,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A registered worker: its lease's end and what it last told of itself."""
+    """A registered worker: its lease's end, what it last told of itself, whether it drains, the jobs it holds."""
 
     id: str
     pool: str
     lease_expires_ms: int
     info: JsonObject
+    draining: bool = False
+    jobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +198,8 @@ class Retention:
     result_s: int = 86_400
     stream_s: int = 3_600
     idempotency_s: int = 86_400
+
+    @classmethod
+    def of(cls, settings: Settings) -> Retention:
+        """As it is configured."""
+        return cls(settings.result_retention_s, settings.stream_retention_s, settings.idempotency_retention_s)

@@ -127,6 +127,10 @@ class Working(Ending):
         asked = await asyncio.gather(*(self._store.command("HGET", keys.job(pool, one), "cancel") for one in ids))
         return [job_id for job_id, flag in zip(ids, asked, strict=True) if flag]
 
+    async def told_to_drain(self, pool: str, worker: str) -> bool:
+        """Whether the worker is to take nothing more: its order may have been lost on the way."""
+        return await self._store.command("HGET", keys.capacity(pool), worker) == b"0"
+
     async def release(
         self, pool: str, job_id: str, worker: str, fence: int, *, failed: bool, delay_ms: int = 0
     ) -> Released:

@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from common.config import ConfigError, Settings, load
+from common.errors import LedgerUnavailable
+from common.ledger.database import Database
+from common.log import configure
 from deploy.local.child import python_environ, python_words
 from deploy.local.client import GatewayClient, data_directory, find_gateway
 from deploy.local.demo import DEFAULT_QUESTION, demo
@@ -123,6 +126,30 @@ def _show_finding(console: Console, finding: Finding) -> None:
     console.print(Text.assemble((f"{mark} ", style), (f"{finding.subject}: ", "bold"), finding.what), soft_wrap=True)
     if finding.level != "ok":
         console.print(Text(f"  → {finding.mend}"), soft_wrap=True)
+
+
+@app.command(
+    "migrate", epilog=example("HEADRACE_DATABASE_URL=postgresql+asyncpg://headrace@db/headrace headrace migrate")
+)
+def migrate_command() -> None:
+    """Bring the ledger's tables to this version. Every gateway and scheduler does so too when it starts."""
+    settings = _settings()
+    configure("warning", process="migrate")
+
+    async def work() -> Exit:
+        database = Database.of(settings)
+        try:
+            _say(f"{database.shown} is at revision {await database.upgrade()}")
+        except LedgerUnavailable as error:
+            raise Trouble(f"{database.shown}: {error}", Exit.UNAVAILABLE) from None
+        finally:
+            await database.close()
+        return Exit.OK
+
+    try:
+        _finish(work())
+    except ConfigError as error:
+        _fail(Trouble(str(error), Exit.USAGE))
 
 
 @app.command("submit", epilog=example("headrace submit 'Why is the sky blue?'", "headrace submit -w - <question.txt"))

@@ -7,14 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
 from common.config import DEFAULT_REDIS_URL, Backend, ConfigError, Settings, load
-from common.errors import HeadraceError
+from common.errors import HeadraceError, LedgerUnavailable
 from common.inspection import StoreFacts, inspect
+from common.ledger.database import Database
 from common.store import Store
 from deploy.local.client import data_directory, state_of_up
 
@@ -44,10 +46,10 @@ async def examine() -> list[Finding]:
         settings = load({"HEADRACE_CONFIG": running["config"], **os.environ} if running.get("config") else None)
     except ConfigError as error:
         return [Finding("failure", "settings", str(error), "correct that name or value; README has the table")]
-    store_findings, backend_findings = await asyncio.gather(
-        _examine_store(settings, running.get("redis_url")), _examine_backends(settings)
+    store_findings, ledger_finding, backend_findings = await asyncio.gather(
+        _examine_store(settings, running.get("redis_url")), _examine_ledger(settings), _examine_backends(settings)
     )
-    return [*judge_settings(settings), *store_findings, *backend_findings]
+    return [*judge_settings(settings), *store_findings, ledger_finding, *backend_findings]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -139,6 +141,37 @@ def _judge_keys(facts: StoreFacts) -> Finding:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(facts.without_ttl.items()))
     mend = "is something else writing keys here? Give Headrace a database of its own; else report this as a bug"
     return Finding("failure", "redis keys", f"will never expire: {kinds} (of {facts.sampled_keys} looked at)", mend)
+
+
+# --- the ledger ------------------------------------------------------------------------------------------------------
+
+
+async def _examine_ledger(settings: Settings) -> Finding:
+    if settings.journal == "off":
+        mend = "set HEADRACE_JOURNAL=on, so that accepted jobs survive a Redis that loses everything"
+        return Finding("warning", "ledger", "the journal is off: Redis alone knows the accepted jobs", mend)
+    try:
+        database = Database.of(settings)
+    except ConfigError as error:
+        return Finding("failure", "ledger", str(error), "correct it; README has the table")
+    if database.is_sqlite and not await asyncio.to_thread(Path(database.url.database or "").exists):
+        what = f"SQLite, not there yet: {database.shown}"
+        return Finding("ok", "ledger", f"{what}; the first process to start makes it")
+    try:
+        return judge_ledger(database, await database.revision())
+    except LedgerUnavailable as error:
+        return Finding("failure", "ledger", f"{database.shown}: {error}", "start it, or correct HEADRACE_DATABASE_URL")
+    finally:
+        await database.close()
+
+
+def judge_ledger(database: Database, revision: str | None) -> Finding:
+    """What the database behind the ledger is, and whether its tables are there."""
+    kind = "SQLite, for processes of this machine only" if database.is_sqlite else "PostgreSQL"
+    if revision is None:
+        mend = "run `headrace migrate`, or just start a gateway or a scheduler"
+        return Finding("warning", "ledger", f"{kind}: {database.shown} has no tables yet", mend)
+    return Finding("ok", "ledger", f"{kind}: {database.shown}, revision {revision}")
 
 
 # --- backends --------------------------------------------------------------------------------------------------------

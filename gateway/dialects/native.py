@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Required
 
 import orjson
@@ -28,6 +28,7 @@ from gateway.dialects.openai import (
     schemas_of,
 )
 from gateway.errors import error_fields
+from gateway.idempotency import parse_key
 
 MAX_DEADLINE_MS: Final = 7 * 86_400_000
 MAX_BATCH_KEY_CHARACTERS: Final = 128
@@ -51,6 +52,7 @@ class JobOptions:
     batch_key: str = ""
     on_disconnect: OnDisconnect | None = None
     on_interrupt: OnInterrupt | None = None
+    idempotency_key: str = ""
 
 
 Asked = ChatRequest | EmbeddingsRequest
@@ -76,9 +78,11 @@ def parse_options(headers: Iterable[tuple[bytes, bytes]]) -> JobOptions:
 
     An unknown `x-headrace-` header is refused: a misspelt priority that is silently none is worse.
     """
+    headers = list(headers)
+    key = parse_key(headers)
     found = [(name, value) for name, value in headers if name.startswith(_PREFIX)]
     if not found:
-        return _NONE
+        return JobOptions(idempotency_key=key) if key else _NONE
     options: dict[str, str] = {}
     for raw_name, raw_value in found:
         header = raw_name.decode("latin-1")
@@ -88,7 +92,7 @@ def parse_options(headers: Iterable[tuple[bytes, bytes]]) -> JobOptions:
         if name in options:
             raise BadRequest(f"{header}: given more than once.", param=header)
         options[name] = raw_value.decode("latin-1").strip()
-    return _options(options, lambda name: "x-headrace-" + name.replace("_", "-"))
+    return replace(_options(options, lambda name: "x-headrace-" + name.replace("_", "-")), idempotency_key=key)
 
 
 _OPTION_HEADERS: Final = frozenset({"priority", "deadline_ms", "batch_key", "on_disconnect", "on_interrupt"})
@@ -172,7 +176,7 @@ JOB_BODY: Final = TypeAdapter(JobBody)
 PROMPT_BODY: Final = TypeAdapter(PromptBody)
 
 
-def parse_job_submission(raw: bytes) -> JobSubmission:
+def parse_job_submission(raw: bytes, idempotency_key: str = "") -> JobSubmission:
     """The job in a body. Raises BadRequest naming the field."""
     document = read_object(raw, lambda found: schemas_of(found["body"]) if type(found.get("body")) is dict else ())
     if document.get("webhook") is not None:
@@ -180,7 +184,7 @@ def parse_job_submission(raw: bytes) -> JobSubmission:
     document.pop("webhook", None)
     check(JOB_BODY, document)
     check_metadata(document.get("metadata"))
-    options = _options(document, lambda name: name)
+    options = replace(_options(document, lambda name: name), idempotency_key=idempotency_key)
     if options.deadline_ms is not None and options.delay_ms >= options.deadline_ms:
         raise BadRequest("delay_ms: must be smaller than deadline_ms.", param="delay_ms")
     asked = _inner(document["endpoint"], document["body"])

@@ -12,6 +12,7 @@ from common.contracts import Failure, JsonObject, Usage
 from common.errors import BadRequest
 from gateway.dialects.bounded import check_schema, is_object, read_object
 from gateway.dialects.chat_schema import check_chat
+from gateway.dialects.prefix import prefix_key
 from gateway.errors import error_object
 
 # What a request asks for where it names no limit: only an estimate, for fair shares and for the expected wait.
@@ -41,7 +42,6 @@ class ChatRequest:
 
     endpoint: ClassVar[str] = CHAT_ENDPOINT
     streams: ClassVar[bool] = True
-    batch_key: ClassVar[str] = ""
 
     model: str
     stream: bool
@@ -49,6 +49,7 @@ class ChatRequest:
     body: JsonObject
     cost_tokens: int
     prompt_tokens: int = 0
+    batch_key: str = ""
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -77,6 +78,7 @@ def chat_request(body: JsonObject) -> ChatRequest:
         body=body,
         cost_tokens=prompt_tokens + answer_tokens * choices,
         prompt_tokens=prompt_tokens,
+        batch_key=prefix_key(body),
     )
 
 

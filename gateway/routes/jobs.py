@@ -11,16 +11,18 @@ from starlette.responses import Response
 
 from common.contracts import JsonObject, Position, State, pool_of
 from common.errors import BadRequest, CallerError, NotFound, PositionGone
-from common.queue import Record
+from common.queue import Cancelling, Record
 from gateway.admission import BACKGROUND
-from gateway.answers import job_headers, shaped
+from gateway.answers import REPLAYED, job_headers, shaped
 from gateway.auth import Principal
 from gateway.dialects.native import in_body, job_record, parse_job_submission
 from gateway.dialects.openai import ChunkShape
 from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
+from gateway.idempotency import parse_key
+from gateway.journal import Acceptance
 from gateway.parts import Parts
-from gateway.relay import EventStream, Relay, end_of_stream
+from gateway.relay import EventStream, Relay, end_of_stream, queue_object
 
 MOST_LISTED: Final = 100
 POLL_AFTER_S: Final = 1
@@ -35,7 +37,7 @@ def router(parts: Parts) -> APIRouter:
         principal = parts.auth.principal(request)
         settings = parts.settings
         raw = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
-        submission = parse_job_submission(raw)
+        submission = parse_job_submission(raw, parse_key(request.scope["headers"]))
         try:
             job = parts.admission.job(
                 principal,
@@ -47,26 +49,37 @@ def router(parts: Parts) -> APIRouter:
             )
         except CallerError as error:
             raise in_body(error) from None
-        await parts.admission.admit(job)
-        status = State.DELAYED if job.delay_ms > 0 else State.QUEUED
-        body = {"id": job.id, "object": "job", "status": status.value, "links": links(job.id)}
-        headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": str(POLL_AFTER_S), **job_headers(job.id)}
-        return Response(orjson.dumps(body), 202, headers, "application/json")
+        return await _accepted(parts, await parts.journal.accept(job))
 
     @routes.get("/v1/jobs", **JOBS)
     async def list_jobs(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         principal = parts.auth.principal(request)
         most = _limit(request.query_params.get("limit", "20"))
         before = request.query_params.get("after")
-        ids = await parts.queue.jobs_of(principal.tenant, most=most + 1, before=before)
+        ids = await parts.journal.listing.page(principal.tenant, most=most + 1, after=before)
         if ids is None:
             raise BadRequest("after: no job of yours by that id.", param="after")
-        records = [await parts.queue.get(job_id) for job_id in ids[:most]]
+        records = [await record_of(parts, job_id) for job_id in ids[:most]]
         data = [await shaped(record.result, job_record, record) for record in records if record is not None]
         return _json({"object": "list", "data": data, "has_more": len(ids) > most})
 
     _add_one_job(routes, parts)
     return routes
+
+
+async def _accepted(parts: Parts, accepted: Acceptance) -> Response:
+    """202 with the job's id: the one just made, or the one that its idempotency key names."""
+    job = accepted.job
+    job_id = accepted.admitted.job_id if accepted.admitted else job.id
+    status = State.DELAYED if job.delay_ms > 0 else State.QUEUED
+    headers = {"Location": f"/v1/jobs/{job_id}", "Retry-After": str(POLL_AFTER_S)}
+    headers |= job_headers(job_id, journaled=job.journal)
+    if job_id != job.id:
+        record = await record_of(parts, job_id)
+        status = status if record is None else record.state
+        headers |= REPLAYED
+    body = {"id": job_id, "object": "job", "status": status.value, "links": links(job_id)}
+    return Response(orjson.dumps(body), 202, headers, "application/json")
 
 
 def _add_one_job(routes: APIRouter, parts: Parts) -> None:
@@ -79,8 +92,10 @@ def _add_one_job(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/v1/jobs/{job_id}/cancel", **CANCEL_JOB)
     async def cancel_job(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         principal = parts.auth.principal(request)
-        await own(parts, principal, job_id)
-        await parts.queue.cancel(job_id)
+        record = await own(parts, principal, job_id)
+        code = await parts.queue.cancel(job_id)
+        if record.job.journal:
+            await parts.journal.cancelled(job_id, known=code is not Cancelling.UNKNOWN)
         return _json(await _shown(parts, await own(parts, principal, job_id)))
 
     @routes.get("/v1/jobs/{job_id}/events", **JOB_EVENTS)
@@ -98,10 +113,18 @@ def _add_one_job(routes: APIRouter, parts: Parts) -> None:
 
 async def own(parts: Parts, principal: Principal, job_id: str) -> Record:
     """The caller's own job. Raises NotFound for an unknown id and for another tenant's alike."""
-    record = await parts.queue.get(job_id) if pool_of(job_id) in parts.settings.all_pools else None
+    record = await record_of(parts, job_id) if pool_of(job_id) in parts.settings.all_pools else None
     if record is None or record.job.tenant != principal.tenant:
         raise NotFound("There is no job by that id.", code="job_not_found")
     return record
+
+
+async def record_of(parts: Parts, job_id: str) -> Record | None:
+    """The job as the store has it; as the ledger has it, where the store lost it or has an end that does not count."""
+    record = await parts.queue.get(job_id)
+    if record is not None and not record.deferred:
+        return record
+    return await parts.journal.record(job_id) or record
 
 
 async def follow(parts: Parts, record: Record, start: Position | None, *, seen: Position | None) -> EventStream:
@@ -117,7 +140,9 @@ async def follow(parts: Parts, record: Record, start: Position | None, *, seen: 
         reader.close()
         raise
     shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
-    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen)
+    if record.position is not None:
+        [reader.place] = await parts.queue.places(job.pool, [job.id])
+    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen, queue_events=True)
     return EventStream(parts.hub, relay.bytes(first), job_headers(job.id))
 
 
@@ -171,15 +196,9 @@ async def _shown(parts: Parts, record: Record) -> JsonObject:
     shown["links"] = links(record.job.id)
     shown["cost_usd"] = _cost_usd(parts, record)
     if record.position is not None:
-        stats = await parts.queue.stats(record.job.pool)
-        shown["queue"] = {"position": record.position, "estimated_wait_ms": _wait_ms(record.position, stats)}
+        [place] = await parts.queue.places(record.job.pool, [record.job.id])
+        shown["queue"] = queue_object(place) if place is not None and place.position is not None else None
     return shown
-
-
-def _wait_ms(position: int, stats: dict[str, float]) -> int | None:
-    """The wait that the measured drain rate lets expect; None where nothing has drained yet."""
-    rate = stats.get("drain_jobs_per_s", 0.0)
-    return round(position / rate * 1000) if rate > 0 else None
 
 
 def _cost_usd(parts: Parts, record: Record) -> float | None:

@@ -9,6 +9,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from common.backends import BackendSlots
+from common.breaker import BreakerStore
 from common.contracts import JsonObject, Priority
 from common.errors import HeadraceError
 from common.queue import LaneDepth, WorkerRow
@@ -86,21 +88,26 @@ async def _store_trouble(parts: Parts) -> str | None:
 
 
 async def _backends(parts: Parts, pool: str) -> list[JsonObject]:
+    rows = [row for row in parts.settings.backends if pool in row.pool]
     known = await parts.health.read(pool)
+    breakers = await BreakerStore(parts.store).read([row.name for row in rows])
     shown: list[JsonObject] = []
-    for row in parts.settings.backends:
-        if pool in row.pool:
-            health = known.get(row.name)
-            shown.append(
-                {
-                    "name": row.name,
-                    "kind": row.kind,
-                    "breaker": None,
-                    "healthy": health.healthy if health else None,
-                    "checked_ms": health.checked_ms if health else None,
-                    "load": health.load if health else None,
-                }
-            )
+    for row in rows:
+        health, slots = known.get(row.name), await BackendSlots(parts.store).read(row.name)
+        shown.append(
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "breaker": breakers[row.name].phase.value,
+                "failures": breakers[row.name].failures,
+                "retry_ms": breakers[row.name].retry_ms,
+                "healthy": health.healthy if health else None,
+                "checked_ms": health.checked_ms if health else None,
+                "load": health.load if health else None,
+                "concurrency": row.concurrency,
+                "in_use": sum(in_use for _, in_use in slots.values()),
+            }
+        )
     return shown
 
 
@@ -127,7 +134,9 @@ async def _pool(parts: Parts, pool: str) -> JsonObject:
         "by_class": {priority.label: _class_depth(lanes, priority) for priority in Priority},
         "lanes": [_lane(lane, now_ms) for lane in lanes],
         "drain_jobs_per_s": stats.get("drain_jobs_per_s"),
-        "counts": {name: int(value) for name, value in stats.items() if ":" not in name and not name.startswith("drain_")},
+        "counts": {
+            name: int(value) for name, value in stats.items() if ":" not in name and not name.startswith("drain_")
+        },
     }
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import uvloop
 
-from tests.bench import http_scenarios, stack
+from tests.bench import compare, http_scenarios, stack
 from tests.bench.batching_scenario import batching
 from tests.bench.claim_scenario import claim
 from tests.bench.cpu import cores
@@ -48,6 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--profile", metavar="PART", help="profile this part: gateway, worker, scheduler, proxy")
     parser.add_argument("--profile-to", type=Path, metavar="FILE", help="the profile's text (profile-<part>.txt)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as JSON lines")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="put an earlier run's --json FILE beside this one")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the processes' logs here")
     return parser.parse_args()
 
@@ -67,6 +68,7 @@ async def _run(asked: argparse.Namespace, options: Options) -> int:
     if (ours := asyncio.current_task()) is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ours.cancel)
     failed = 0
+    earlier = asked.earlier
     for name in asked.names or SCENARIOS:
         try:
             table = await SCENARIOS[name](options)
@@ -74,6 +76,8 @@ async def _run(asked: argparse.Namespace, options: Options) -> int:
             table = Table(name, "no figures", "-", failures=[str(error)])
         failed += len(table.failures)
         print(table.text(), flush=True)
+        if compared := compare.beside(table, earlier, short=asked.short):
+            print(compared.text(), flush=True)
         if asked.json:
             write_json(asked.json, [table], short=asked.short)
     return 1 if failed else 0
@@ -82,6 +86,8 @@ async def _run(asked: argparse.Namespace, options: Options) -> int:
 def main() -> int:
     """Runs what was asked for; 1 where a scenario failed."""
     asked = _arguments()
+    # Read before anything runs: --json may name the same file, and a wrong one is told at once.
+    asked.earlier = compare.read(asked.compare) if asked.compare else {}
     print(" · ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
         directory = (asked.logs or Path(scratch)).resolve()

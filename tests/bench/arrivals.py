@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -64,6 +65,22 @@ class Seen:
     def refused(self) -> bool:
         """Whether it was refused honestly, as 429 or 503, before anything else came."""
         return self.status in REFUSALS
+
+
+class Asks:
+    """Calls whose answers vary in length, evenly between two bounds, by nothing but the seed."""
+
+    def __init__(self, model: str, tokens: tuple[int, int], api_keys: Sequence[str], seed: int, **rest: Any) -> None:
+        self._dice = random.Random(seed)
+        self._model = model
+        self._tokens = tokens
+        self._keys = itertools.cycle(api_keys)
+        self._rest = rest
+
+    def __call__(self) -> Ask:
+        """The next one, of the next key's tenant."""
+        tokens = self._dice.randint(*self._tokens)
+        return Ask(streamed(self._model, "Count on.", tokens), tokens, next(self._keys), **self._rest)
 
 
 def streamed(model: str, text: str, tokens: int, *, system: str = "Answer briefly.") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What batching keys bring: prefix-cache hits and throughput of four engines behind one queue, with and without keys."""
+"""What batching keys bring: prefix-cache hits and throughput of engines behind one queue, with keys and without."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from tests.bench.arrivals import Ask, Callers, Seen, callers, fail_on_wrong, first_ms, p50_p99, paired, streamed, waits_ms
+from tests.bench.arrivals import (
+    Ask,
+    Callers,
+    Seen,
+    callers,
+    fail_on_wrong,
+    first_ms,
+    p50_p99,
+    paired,
+    streamed,
+    waits_ms,
+)
+from tests.bench.cpu import Meter
 from tests.bench.engine import Constants
 from tests.bench.engine_server import MODEL
 from tests.bench.options import Options
-from tests.bench.processes import Command, free_port, get, python, start, wait_until_ready
+from tests.bench.processes import Command, Process, free_port, get, python, start, wait_until_ready
 from tests.bench.report import Table, Value
 from tests.bench.stack import API_KEY, Deployment, Setup, System, configuration, deployed
 from tests.bench.visits import Visit, decode
@@ -88,7 +100,12 @@ class Fleet:
     """The gateway and the engines behind it."""
 
     system: System
+    engines: Process
     ports: Sequence[int]
+
+    def meter(self) -> Meter:
+        """A meter over the system's parts and the engines."""
+        return Meter({**self.system.parts, "engines": self.engines.pid})
 
     def reset(self) -> None:
         """Every engine as after a restart."""
@@ -109,7 +126,7 @@ def _fleet(setup: Setup) -> Generator[Fleet]:
         running.callback(engines.end)
         for port in ports:
             wait_until_ready(engines, port, "/health")
-        yield Fleet(running.enter_context(deployed(setup, _deployment(ports))), ports)
+        yield Fleet(running.enter_context(deployed(setup, _deployment(ports))), engines, ports)
 
 
 def _deployment(ports: Sequence[int]) -> Deployment:
@@ -181,10 +198,12 @@ class _Bench:
 
     async def _measured(self, row: dict[str, Value], load: Callable[[], Awaitable[list[Seen]]]) -> float:
         self.fleet.reset()
+        meter = self.fleet.meter()
         seen = await load()
+        others = 100 * meter.others_share()
         fail_on_wrong(seen)
         figures = _figures(seen, self.fleet.visits(), self.seconds)
-        self.table.add({**row, **figures})
+        self.table.add({**row, **figures, "others %": others})
         return float(figures["requests/s"] or 0)
 
 

@@ -1,11 +1,11 @@
-"""Whether a tenant at 100 times the load holds a quiet one up, and whether every class keeps a share of the slots."""
+"""Whether a tenant at 100 times the load holds a quiet one up, and whether every class keeps its slots."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import dataclasses
 import time
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,7 +14,8 @@ from typing import Final
 from common.contracts import Priority
 from common.queue import SLACK_MS
 from tests.bench import stack
-from tests.bench.arrivals import Ask, Callers, Seen, callers, fail_on_wrong, first_ms, p50_p99, paired, streamed, waits_ms
+from tests.bench.arrivals import Ask, Asks, Callers, Seen, callers, fail_on_wrong, first_ms, p50_p99, paired, waits_ms
+from tests.bench.cpu import Meter
 from tests.bench.load import LoadFailed
 from tests.bench.options import Options
 from tests.bench.processes import get
@@ -26,6 +27,7 @@ from tests.bench.visits import Visit, decode
 MODEL: Final = "bench-second"
 WORKERS: Final = 2
 SLOTS_EACH: Final = 10
+TOKENS: Final = (5, 15)
 QUIET_TENANTS: Final = 4
 QUIET_PER_S: Final = 1.0
 NOISY_PER_S: Final = 100.0
@@ -34,17 +36,22 @@ _NOISY_KEY: Final = "sk-bench-noisy-0123456789"
 _QUIET_KEYS: Final = tuple(f"sk-bench-quiet-{number}-012345" for number in range(QUIET_TENANTS))
 
 
-def _job(api_key: str, priority: Priority) -> Ask:
-    """A job that nobody waits for, of the same cost as a quiet tenant's call."""
-    body = {**streamed(MODEL, "Count to ten.", SCRIPTS[MODEL].tokens), "stream": False}
-    submission = {"endpoint": "/v1/chat/completions", "body": body, "priority": priority.label}
-    return Ask(submission, SCRIPTS[MODEL].tokens, api_key, path="/v1/jobs", kind=priority.label)
+def _jobs(api_key: str, priority: Priority, seed: int) -> Callable[[], Ask]:
+    """Jobs that nobody waits for, of the same cost as a quiet tenant's calls."""
+    chats = Asks(MODEL, TOKENS, [api_key], seed, kind=priority.label)
+
+    def job() -> Ask:
+        chat = chats()
+        body = {**chat.body, "stream": False}
+        submission = {"endpoint": "/v1/chat/completions", "body": body, "priority": priority.label}
+        return dataclasses.replace(chat, body=submission, path="/v1/jobs")
+
+    return job
 
 
-def _chats() -> itertools.cycle[Ask]:
-    """The quiet tenants' calls, in turn: with a Poisson process for all, each has one of its own."""
-    body = streamed(MODEL, "Count to ten.", SCRIPTS[MODEL].tokens)
-    return itertools.cycle([Ask(body, SCRIPTS[MODEL].tokens, key, kind="quiet") for key in _QUIET_KEYS])
+def mean_s(model: str, tokens: tuple[int, int]) -> float:
+    """How long an answer takes at the mean, where lengths are even between the bounds."""
+    return dataclasses.replace(SCRIPTS[model], tokens=sum(tokens) // 2).lasts_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +62,19 @@ class Bed:
     upstream: Upstream
     callers: Callers
 
+    def meter(self) -> Meter:
+        """A meter over the system's parts and the stand-in."""
+        return Meter({**self.system.parts, "upstream": self.upstream.process.pid})
+
     def visits(self) -> list[Visit]:
         """What the stand-in has seen."""
         return decode(get(self.upstream.port, "/log")[1])
 
 
 @contextmanager
-def started(setup: Setup, model: str, slots_each: int, environ: Mapping[str, str]) -> Generator[tuple[System, Upstream]]:
+def started(
+    setup: Setup, model: str, slots_each: int, environ: Mapping[str, str]
+) -> Generator[tuple[System, Upstream]]:
     """The stack with as many slots as its workers have, in front of the stand-in."""
     with stack.upstream(setup) as upstream:
         slots = WORKERS * slots_each
@@ -79,8 +92,9 @@ async def fairness(options: Options) -> Table:
     table = Table(
         "fairness",
         "noisy tenants and lower classes",
-        f"{slots} slots ({WORKERS} workers), each answer {SCRIPTS[MODEL].lasts_s:.1f} s: {slots}/s at most. Tenants: "
-        f"{QUIET_TENANTS} quiet ones with {QUIET_PER_S:.0f} streamed call a second each, alone and then beside one "
+        f"{slots} slots ({WORKERS} workers), an answer {mean_s(MODEL, TOKENS):.1f} s at the mean (0.5 to 1.5 s): "
+        f"{slots}/s at most. Tenants: {QUIET_TENANTS} quiet ones with {QUIET_PER_S:.0f} streamed call a "
+        "second each, alone and then beside one "
         f"that submits {NOISY_PER_S:.0f} jobs a second of the same class and cost; wait = sent to come to the "
         "upstream. Classes: "
         + ", ".join(f"{rate:.0f}/s {one.label}" for one, rate in CLASS_LOADS_PER_S.items())
@@ -105,20 +119,23 @@ async def _tenants(bed: Bed, table: Table, short: bool) -> None:
     idle = await _quiet(bed, seconds)
     flood = asyncio.create_task(
         bed.callers.open_loop(
-            lambda: _job(_NOISY_KEY, Priority.INTERACTIVE), rate_per_s=NOISY_PER_S, seconds=seconds + 10, seed=3
+            _jobs(_NOISY_KEY, Priority.INTERACTIVE, 8), rate_per_s=NOISY_PER_S, seconds=seconds + 10, seed=3
         )
     )
     await asyncio.sleep(5)  # the flood has long filled every slot by then
+    meter = bed.meter()
     loaded = await _quiet(bed, seconds)
+    others = 100 * meter.others_share()
     noisy = await flood
     fail_on_wrong([*idle, *loaded, *(one for one in noisy if not one.refused)])
     _judge_tenants(bed, table, idle, loaded, noisy)
+    table.rows[-2]["others %"] = others
 
 
 def _quiet(bed: Bed, seconds: float) -> Awaitable[list[Seen]]:
-    chats = _chats()
-    rate_per_s = QUIET_PER_S * QUIET_TENANTS
-    return bed.callers.open_loop(lambda: next(chats), rate_per_s=rate_per_s, seconds=seconds, seed=4)
+    # In turn: of one Poisson process for all, each has one of its own.
+    chats = Asks(MODEL, TOKENS, _QUIET_KEYS, 9, kind="quiet")
+    return bed.callers.open_loop(chats, rate_per_s=QUIET_PER_S * QUIET_TENANTS, seconds=seconds, seed=4)
 
 
 def _judge_tenants(bed: Bed, table: Table, idle: list[Seen], loaded: list[Seen], noisy: list[Seen]) -> None:
@@ -149,7 +166,7 @@ async def _classes(bed: Bed, table: Table, short: bool) -> None:
     seconds = 12.0 if short else 60.0
     began_s = time.monotonic() + slack_s + 3
     loads = [
-        bed.callers.open_loop(lambda one=one: _job(API_KEY, one), rate_per_s=rate, seconds=slack_s + 3 + seconds, seed=one)
+        bed.callers.open_loop(_jobs(API_KEY, one, one), rate_per_s=rate, seconds=slack_s + 3 + seconds, seed=one)
         for one, rate in CLASS_LOADS_PER_S.items()
     ]
     seen = [one for some in await asyncio.gather(*loads) for one in some]

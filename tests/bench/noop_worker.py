@@ -25,6 +25,7 @@ from common.contracts import Failure, Outcome, Priority, State
 from common.queue import Claim, Queue, Settlement
 from common.store import Store
 from workers.engine import Duties, EngineOptions, PoolWorker
+from workers.runs import Unseen
 
 POOL: Final = "bench"
 MODEL: Final = "noop"
@@ -63,7 +64,7 @@ class Starts:
             yield self._numbers[at], self._numbers[at + 1]
 
 
-class NoopRun:
+class NoopRun(Unseen):
     """One attempt at a job that does nothing."""
 
     def __init__(self, claim: Claim, starts: Starts) -> None:

@@ -248,9 +248,7 @@ def configuration(
     backends: Mapping[str, str], models: Iterable[str], *, kind: str, concurrency: int
 ) -> dict[str, object]:
     """A configuration in which each model may be had of each backend, equally."""
-    rows = [
-        {"name": name, "kind": kind, "base_url": url, "concurrency": concurrency} for name, url in backends.items()
-    ]
+    rows = [{"name": name, "kind": kind, "base_url": url, "concurrency": concurrency} for name, url in backends.items()]
     targets = [{"backend": name, "weight": 1} for name in backends]
     return {
         "backends": rows,

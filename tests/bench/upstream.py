@@ -11,7 +11,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import httptools
@@ -56,8 +56,8 @@ SCRIPTS: Final = {
     "bench-stream": Script(tokens=64, ttft_ms=50, gap_ms=10),
     "bench-slow": Script(tokens=20, ttft_ms=1000, gap_ms=1000),
     "bench-long": Script(tokens=60, ttft_ms=1000, gap_ms=1000),
-    "bench-second": Script(tokens=10, ttft_ms=100, gap_ms=100),
-    "bench-overload": Script(tokens=16, ttft_ms=500, gap_ms=100),
+    "bench-second": Script(tokens=15, ttft_ms=100, gap_ms=100),
+    "bench-overload": Script(tokens=24, ttft_ms=500, gap_ms=100),
 }
 
 
@@ -193,6 +193,17 @@ class Site:
     models: dict[str, Rendered]
     counts: Counts
     visits: deque[Visit] = field(default_factory=lambda: deque[Visit](maxlen=MOST_VISITS))
+    _shortened: dict[tuple[str, int], Rendered] = field(default_factory=dict[tuple[str, int], Rendered])
+
+    def shortened(self, model: Rendered, asked: dict[str, Any]) -> Rendered:
+        """The model's answer of as many tokens as were asked for, where those are fewer; kept once rendered."""
+        tokens = int(asked.get("max_tokens") or model.script.tokens)
+        if tokens >= model.script.tokens:
+            return model
+        key = (str(asked["model"]), tokens)
+        if key not in self._shortened:
+            self._shortened[key] = render(key[0], replace(model.script, tokens=tokens))
+        return self._shortened[key]
 
 
 class Connection(asyncio.Protocol):
@@ -266,6 +277,8 @@ class Connection(asyncio.Protocol):
         self._site.counts.began()
         script = model.script
         if (number := visits.number_of(asked)) >= 0:
+            model = self._site.shortened(model, asked)
+            script = model.script
             self._visit = Visit(number, time.monotonic(), output_tokens=script.tokens)
             self._site.visits.append(self._visit)
         if not asked.get("stream"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Final, Self
 
@@ -19,6 +19,7 @@ class Kind(Enum):
     KILL_STORE = "kill the store"
     FREEZE = "freeze"
     FREEZE_STORE = "freeze the store"
+    ROLL = "roll"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The size of a run. Each can be set: HEADRACE_TEST_CHAOS_JOBS, _CALLERS, _KILLS, _STORE_KILLS, _FREEZES."""
+    """The size of a run. Each can be set in the environment: HEADRACE_TEST_CHAOS_JOBS, _CALLERS, _KILLS and so on.
+
+    `minutes`: jobs and faults are spread over so long; 0: they come as fast as they can. `calm_minutes`: load without
+    faults at the end, in which leaks would show. `keep_s`: how long ended jobs stay; 0: as long as usual.
+    """
 
     seed: int
     jobs: int = 300
@@ -41,21 +46,39 @@ class Plan:
     kills: int = 12
     store_kills: int = 2
     freezes: int = 2
+    rolls: int = 0
+    gateways: int = 2
+    workers: int = 3
+    schedulers: int = 1
+    minutes: float = 0
+    calm_minutes: float = 0
+    keep_s: int = 0
 
     @classmethod
     def drawn(cls, seed: int, environ: Mapping[str, str] = os.environ) -> Self:
         """The plan of this environment."""
-        names = ("jobs", "callers", "kills", "store_kills", "freezes")
-        given = {name: int(environ[PREFIX + name.upper()]) for name in names if PREFIX + name.upper() in environ}
-        return cls(seed, **given)
+        names = {field.name: PREFIX + field.name.upper() for field in fields(cls) if field.name != "seed"}
+        given = {name: float(environ[word]) for name, word in names.items() if word in environ}
+        whole = {name: value if name.endswith("minutes") else int(value) for name, value in given.items()}
+        return cls(seed, **whole)  # pyright: ignore[reportArgumentType]  # each is a number of the right kind
+
+    @property
+    def rest_s(self) -> float:
+        """The mean time between two faults."""
+        count = self.kills + self.store_kills + self.freezes + self.rolls
+        return self.minutes * 60 / count if self.minutes and count else 0.5
 
     def faults(self, members: list[str]) -> list[Fault]:
         """The faults in their order; each kind of member gets its share of the kills."""
         dice = random.Random(self.seed)
         workers = [name for name in members if name.startswith("worker")]
         drawn = [(Kind.KILL, members[number % len(members)]) for number in range(self.kills)]
+        drawn += [(Kind.ROLL, members[number % len(members)]) for number in range(self.rolls)]
         drawn += [(Kind.KILL_STORE, "valkey")] * self.store_kills
         drawn += [(Kind.FREEZE, dice.choice(workers)) for _ in range(self.freezes - self.freezes // 2)]
         drawn += [(Kind.FREEZE_STORE, "valkey")] * (self.freezes // 2)
         dice.shuffle(drawn)
-        return [Fault(kind, victim, dice.uniform(0.1, 0.9), dice.uniform(0.0, 0.6)) for kind, victim in drawn]
+        rest_s = self.rest_s
+        return [
+            Fault(kind, victim, dice.uniform(0.2, 1.8) * rest_s, dice.uniform(0.0, 0.6)) for kind, victim in drawn
+        ]

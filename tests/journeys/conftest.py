@@ -113,6 +113,7 @@ def _shared_fleet(site: str, remote: SilentModel, tmp_path_factory: pytest.TempP
         keepalive_s=0.3,
         request_timeout_s=2,
         max_lane_depth=MOST_WAITING,
+        breaker_failures=10_000,  # tests have this backend fail for each other
         cors_origins=site,
         test_remote=remote.url,
     )

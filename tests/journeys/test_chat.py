@@ -248,10 +248,18 @@ def test_a_refusal_is_the_sdks_own_exception(
 
 def test_a_broken_upstream_is_a_server_error_after_its_attempts(sdk: openai.OpenAI, client: httpx.Client) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
+        sdk.chat.completions.create(model="echo", messages=messages(error="upstream_unreachable"))
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_unreachable")
+    found = record(client, caught.value.response.headers["x-headrace-job-id"])
+    assert (found["status"], found["attempt"]) == ("failed", 3)
+
+
+def test_refused_credentials_are_not_tried_again(sdk: openai.OpenAI, client: httpx.Client) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
         sdk.chat.completions.create(model="echo", messages=messages(error="upstream_credentials"))
     assert (caught.value.status_code, caught.value.code) == (502, "upstream_credentials")
     found = record(client, caught.value.response.headers["x-headrace-job-id"])
-    assert (found["status"], found["attempt"]) == ("failed", 3)
+    assert (found["status"], found["attempt"]) == ("failed", 1)
 
 
 def test_an_answer_that_breaks_off_is_an_error_in_the_stream_and_never_a_short_answer(sdk: openai.OpenAI) -> None:

@@ -27,7 +27,7 @@ def test_a_job_is_accepted_with_its_address_and_polled_there(client: httpx.Clien
     body = accepted.json()
     assert accepted.headers["location"] == f"/v1/jobs/{body['id']}" == body["links"]["self"]
     assert accepted.headers["x-headrace-job-id"] == body["id"]
-    assert accepted.headers["x-headrace-durability"] == "redis"
+    assert accepted.headers["x-headrace-durability"] == "journal"
     assert (body["status"], body["object"]) == ("queued", "job")
     found = when(elsewhere, body["id"])
     assert (found["status"], found["attempt"], found["endpoint"], found["model"]) == ("succeeded", 1, CHAT, "echo")
@@ -166,8 +166,9 @@ def test_a_delayed_job_can_be_cancelled(client: httpx.Client) -> None:
 def test_a_job_that_no_worker_takes_by_its_deadline_expires(client: httpx.Client) -> None:
     job_id = submit(client, chat("unserved", words="x"), deadline_ms=300)
     with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
-        (end,) = frames(answer.read())
+        *places, end = frames(answer.read())
     assert end.json["error"]["code"] == "timeout"
+    assert all(frame.event == "queue" for frame in places)
     found = when(client, job_id)
     assert (found["status"], found["attempt"], found["error"]["code"]) == ("expired", 0, "timeout")
 

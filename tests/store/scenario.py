@@ -75,8 +75,8 @@ async def _tokens_and_ends(r: Rig, pool: str) -> None:
 async def _timers(r: Rig, pool: str) -> None:
     r.later(60_000)
     assert await r.queue.promote(pool) == 2
-    for job, fence in await r.queue.overdue(pool):
-        await r.queue.settle(pool, job, "", fence, EXPIRED)
+    for job, fence, worker in await r.queue.overdue(pool):
+        await r.queue.settle(pool, job, worker, fence, EXPIRED)
     for worker, job, fence in await r.queue.reap(pool):
         await r.queue.release(pool, job, worker, fence, failed=True)
     await r.queue.reap(pool)
@@ -95,8 +95,8 @@ async def end_of_it_all(r: Rig, pool: str) -> None:
     """Ends every job that is left and signs every worker off."""
     r.later(10_000_000)
     await r.queue.promote(pool)
-    for job, fence in await r.queue.overdue(pool):
-        await r.queue.settle(pool, job, "", fence, EXPIRED)
+    for job, fence, worker in await r.queue.overdue(pool):
+        await r.queue.settle(pool, job, worker, fence, EXPIRED)
     for worker, job, fence in await r.queue.reap(pool):
         await r.queue.settle(pool, job, worker, fence, BROKEN)
     await r.queue.reap(pool)

@@ -121,7 +121,7 @@ async def test_a_job_past_its_deadline_is_never_given_out(redis_server: RedisSer
         assert r.view().states[1] == "queued"
         assert r.view().deadlines == {1, 2}
         # Its end is the scheduler's.
-        assert await r.queue.overdue(POOL) == [(job_id(1), 0)]
+        assert await r.queue.overdue(POOL) == [(job_id(1), 0, "")]
 
 
 async def test_late_jobs_at_the_head_do_not_hide_the_live_ones_behind_them(redis_server: RedisServer) -> None:

@@ -17,9 +17,10 @@ from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import ALL_LANES, POOL, a_job, job_id
 from workers.engine import Duties, EngineOptions, GiveBack, PoolWorker
+from workers.runs import Unseen
 
 
-class SteeredRun:
+class SteeredRun(Unseen):
     """A run that ends as the test says, when the test says."""
 
     def __init__(self, claim: Claim, end: Settlement | GiveBack | None) -> None:

@@ -55,7 +55,7 @@ async def test_running_work_ends_on_a_full_server(redis_server: RedisServer) -> 
         assert await r.queue.cancel(job_id(7)) is Cancelling.ENDED
         r.later(1_000)
         assert await r.queue.promote(POOL) == 1
-        assert [job for job, _ in await r.queue.overdue(POOL)] == [job_id(21)]
+        assert [job for job, *_ in await r.queue.overdue(POOL)] == [job_id(21)]
         assert [row[:2] for row in await r.queue.reap(POOL)] == [("dies", lost.job.id)]
         assert await r.queue.release(POOL, lost.job.id, "dies", lost.fence, failed=True) is Released.PUT_BACK
         assert await r.queue.leave(POOL, "w") is False

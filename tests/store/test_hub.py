@@ -21,7 +21,7 @@ from tests.support.seeds import POOL, Rig, a_job, job_id, rig, success
 
 @asynccontextmanager
 async def a_hub(seeded: Rig, *, limits: Limits | None = None) -> AsyncGenerator[Hub]:
-    hub = Hub(seeded.store, seeded.streams, SystemClock(), pools=[POOL], limits=limits or Limits())
+    hub = Hub(seeded.store, seeded.streams, seeded.queue, SystemClock(), pools=[POOL], limits=limits or Limits())
     for pool in (POOL,):
         await seeded.streams.keep_inbox(pool, hub.id)
     await hub.start()

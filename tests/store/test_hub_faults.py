@@ -31,7 +31,8 @@ class LateAnswers(StreamStore):
 
 
 def a_hub(seeded: Rig, streams: StreamStore | None = None, limits: Limits | None = None) -> Hub:
-    return Hub(seeded.store, streams or seeded.streams, SystemClock(), pools=[POOL], limits=limits or Limits())
+    streams = streams or seeded.streams
+    return Hub(seeded.store, streams, seeded.queue, SystemClock(), pools=[POOL], limits=limits or Limits())
 
 
 def events(first: int, last: int, size: int = 0) -> bytes:

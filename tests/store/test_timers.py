@@ -155,26 +155,49 @@ async def test_what_waits_past_its_deadline_is_listed_until_it_is_settled(redis_
         assert await r.queue.overdue(POOL) == []
         r.later(1_000)
         listed = await r.queue.overdue(POOL)
-        assert sorted((number_of(job), fence) for job, fence in listed) == [(1, 0), (2, 0)]
+        assert sorted((number_of(job), fence, worker) for job, fence, worker in listed) == [(1, 0, ""), (2, 0, "")]
         assert sorted(await r.queue.overdue(POOL)) == sorted(listed)
-        for job, fence in listed:
+        for job, fence, _ in listed:
             assert await r.queue.settle(POOL, job, "", fence, EXPIRED) is Settled.ENDED
         assert await r.queue.overdue(POOL) == []
         view = r.view()
         assert (view.states, view.lanes, view.delayed) == ({1: "expired", 2: "expired", 3: "queued"}, {"0:m": [3]}, [])
 
 
-async def test_a_running_job_past_its_deadline_is_looked_at_again_later(redis_server: RedisServer) -> None:
+def _orders(server: RedisServer, worker: str = "w") -> list[str]:
+    return [raw.decode() for raw in server.command("LRANGE", keys.control(POOL, worker), 0, -1)]
+
+
+async def test_a_worker_is_given_time_to_end_a_late_job_then_told_and_then_the_job_is_listed_as_its_own(
+    redis_server: RedisServer,
+) -> None:
     async with rig(redis_server) as r:
         claim = await r.running(a_job(1, deadline_in_ms=1_000))
         r.later(1_000)
         assert await r.queue.overdue(POOL) == []
-        score = int(float(redis_server.command("ZSCORE", keys.deadlines(POOL), job_id(1))))
-        assert score >= claim.deadline_ms + 5_000
+        assert _orders(redis_server) == []
+        r.later(2_000)
+        for _ in range(2):  # a second look within the time does not tell it again
+            assert await r.queue.overdue(POOL) == []
+        assert _orders(redis_server) == [f"expire {job_id(1)} {claim.fence}"]
+        r.later(5_000)
+        assert await r.queue.overdue(POOL) == [(job_id(1), claim.fence, "w")]
+        # Whoever was to settle it may die before it does: it comes again.
+        r.later(5_000)
+        assert await r.queue.overdue(POOL) == [(job_id(1), claim.fence, "w")]
+        assert await r.queue.settle(POOL, job_id(1), "w", claim.fence, EXPIRED) is Settled.ENDED
+        assert (await r.settle(claim)).done is False
         assert await r.queue.overdue(POOL) == []
-        r.later(6_000)
+        assert len(_orders(redis_server)) == 1
+
+
+async def test_after_a_long_outage_a_worker_is_told_first_all_the_same(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        claim = await r.running(a_job(1, deadline_in_ms=1_000))
+        r.later(60_000)
         assert await r.queue.overdue(POOL) == []
-        assert int(float(redis_server.command("ZSCORE", keys.deadlines(POOL), job_id(1)))) > score
+        assert _orders(redis_server) == [f"expire {job_id(1)} {claim.fence}"]
+        assert (await r.settle(claim)).done
 
 
 async def test_a_deadline_whose_record_is_gone_is_forgotten(redis_server: RedisServer) -> None:
@@ -190,7 +213,7 @@ async def test_overdue_comes_in_bounded_rounds(redis_server: RedisServer) -> Non
     async with rig(redis_server) as r:
         await r.submit(*(a_job(number, deadline_in_ms=10 + number) for number in range(5)))
         r.later(1_000)
-        assert [number_of(job) for job, _ in await r.queue.overdue(POOL, most=2)] == [0, 1]
+        assert [number_of(job) for job, *_ in await r.queue.overdue(POOL, most=2)] == [0, 1]
 
 
 # --- abandoned --------------------------------------------------------------------------------------------------------

@@ -63,17 +63,29 @@ class History:
         return [call if call.ended < cut else Call(call.what, call.begun) for call in self.calls[:most]]
 
 
-def linearize(calls: Sequence[Call], initial: State, step: Step[State]) -> list[Call] | None:
-    """An order in which the calls could have happened, each between its begin and its end; None if there is none."""
-    return _Search(calls, step).run(initial)
+Pure = Callable[[Any, Any], bool]
+"""Whether a call with this answer changes nothing in any state: such a one is taken as soon as it fits."""
+
+
+def _never_pure(_what: Any, _answer: Any) -> bool:
+    return False
+
+
+def linearize(calls: Sequence[Call], initial: State, step: Step[State], pure: Pure = _never_pure) -> list[Call] | None:
+    """An order in which the calls could have happened, each between its begin and its end; None if there is none.
+
+    Calls that equal each other in what and answer stand for one another, so a model should name no more than it needs.
+    """
+    return _Search(calls, step, pure).run(initial)
 
 
 class _Search:
     """Depth first over which call comes next; a set of calls done and a state are looked at once."""
 
-    def __init__(self, calls: Sequence[Call], step: Step[Any]) -> None:
+    def __init__(self, calls: Sequence[Call], step: Step[Any], pure: Pure) -> None:
         self.calls = sorted(calls, key=lambda call: call.begun)
         self.step = step
+        self.pure = sum(1 << i for i, call in enumerate(self.calls) if pure(call.what, call.answer))
         self.must = sum(1 << i for i, call in enumerate(self.calls) if call.ended != NEVER)
         self.seen: set[tuple[int, Any]] = set()
 
@@ -90,22 +102,26 @@ class _Search:
         return None
 
     def _branches(self, done: int, state: Any, order: tuple[Any, ...]) -> list[tuple[int, Any, tuple[Any, ...]]]:
-        """What may come next; the call that ended first is tried first."""
+        """What may come next, of equal calls the one that ended first; the first is tried first."""
         found: list[tuple[int, Any, tuple[Any, ...]]] = []
-        for i in sorted(self._next(done), key=lambda i: -self.calls[i].ended):
-            after = self.step(state, self.calls[i].what, self.calls[i].answer)
+        tried: set[Any] = set()
+        for i in sorted(self._next(done), key=lambda i: self.calls[i].ended):
+            call = self.calls[i]
+            if (call.what, call.answer) in tried:
+                continue
+            tried.add((call.what, call.answer))
+            after = self.step(state, call.what, call.answer)
             if after is not None:
                 found.append((done | 1 << i, after, (order, i)))
-        return found
+        return found[::-1]
 
     def _settled(self, done: int, state: Any, order: tuple[Any, ...]) -> tuple[int, Any, tuple[Any, ...]]:
-        """With every call taken that may come now and changes nothing: to take it at once never spoils an order."""
+        """With every pure call taken that fits now: to take it at once never spoils an order."""
         found = True
         while found:
             found = False
             for i in self._next(done):
-                call = self.calls[i]
-                if call.ended != NEVER and self.step(state, call.what, call.answer) == state:
+                if self.pure >> i & 1 and self.step(state, self.calls[i].what, self.calls[i].answer) is not None:
                     done, order, found = done | 1 << i, (order, i), True
         return done, state, order
 
@@ -161,3 +177,8 @@ def register(state: Hashable, what: Write | Read | Swap, answer: Any) -> Hashabl
         return state if answer in (UNKNOWN, state) else None
     swapped = state == what.expected
     return (what.value if swapped else state) if answer in (UNKNOWN, swapped) else None
+
+
+def reads(what: Write | Read | Swap, answer: Any) -> bool:
+    """Whether this call left the register as it was."""
+    return isinstance(what, Read) or (isinstance(what, Swap) and answer is False)

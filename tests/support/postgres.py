@@ -10,9 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tests.support.redis_server import free_port
 
@@ -45,9 +44,9 @@ class PostgresServer:
         self.port = free_port()
         # Not below pytest's folders, which no other user may enter.
         self.directory = Path(tempfile.mkdtemp(prefix="headrace-postgres-"))
-        self._as = _somebody()
-        if self._as:
-            os.chown(self.directory, self._as["user"], self._as["group"])
+        self._uid, self._gid = _somebody()
+        if self._uid is not None:
+            os.chown(self.directory, self._uid, self._gid or 0)
         self.process: subprocess.Popen[bytes] | None = None
         self._run("initdb", "-D", str(self._data), "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
 
@@ -69,10 +68,15 @@ class PostgresServer:
             *("-c", "fsync=off"),
         ]
         with (self.directory / "server.log").open("ab") as log:
-            process: subprocess.Popen[bytes] = subprocess.Popen(
-                words, stdout=log, stderr=log, cwd=self.directory, start_new_session=True, **self._as
+            self.process = process = subprocess.Popen(
+                words,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,
+                user=self._uid,
+                group=self._gid,
             )
-        self.process = process
         limit = time.monotonic() + _START_LIMIT_S
         while not self._ready():
             assert process.poll() is None and time.monotonic() < limit, self.log()
@@ -149,7 +153,8 @@ class PostgresServer:
             check=True,
             capture_output=True,
             text=True,
-            **self._as,
+            user=self._uid,
+            group=self._gid,
         )
         return done.stdout
 
@@ -162,14 +167,9 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _somebody() -> Mapping[str, Any]:
-    """How to start a program as somebody who is not root: nothing to say where we are not."""
+def _somebody() -> tuple[int | None, int | None]:
+    """The user and group to start programs as: somebody who is not root, which PostgreSQL refuses to be."""
     if os.getuid() != 0:
-        return {}
-    for name in ("postgres", "nobody"):
-        try:
-            row = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return {"user": row.pw_uid, "group": row.pw_gid, "extra_groups": ()}
-    raise AssertionError("there is no user but root to run PostgreSQL as")
+        return None, None
+    known = {row.pw_name: (row.pw_uid, row.pw_gid) for row in pwd.getpwall()}
+    return known.get("postgres") or known["nobody"]

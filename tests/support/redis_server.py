@@ -87,7 +87,7 @@ class RedisServer:
         return reply
 
     def commands(self, many: Sequence[Sequence[str | bytes | int | float]], *, limit_s: float = 5) -> list[Any]:
-        """The raw replies of these commands, sent together; an error stands among them as a ReplyError."""
+        """The raw replies of these commands, sent together. Raises ReplyError for the first that failed."""
         reader, replies = Reader(), list[Any]()
         with socket.create_connection(("127.0.0.1", self.port), timeout=limit_s) as connection:
             packed = [pack_command(tuple(words)) for words in many]  # pyright: ignore[reportArgumentType]
@@ -99,6 +99,9 @@ class RedisServer:
                         raise ConnectionError("the server closed the connection")
                     reader.feed(received)
                 replies.append(reply)
+        failed = [reply for reply in replies if isinstance(reply, ReplyError)]
+        if failed:
+            raise failed[0]
         return replies
 
     def empty(self) -> None:

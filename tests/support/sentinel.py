@@ -1,4 +1,4 @@
-"""A failover group of a test's own: one master, two replicas and three sentinels of Debian's Redis, on private ports."""
+"""A failover group of a test's own: a master, two replicas, three sentinels of Debian's Redis, on private ports."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ from tests.support.redis_server import RedisServer, binaries, free_port
 SERVICE: Final = "headrace"
 # How long a server may say nothing until a sentinel takes it for dead; a production's is 5 to 30 s.
 DOWN_AFTER_MS: Final = 1_000
+# A sentinel looks at its servers every ten seconds and distrusts a busy machine's clock for thirty; tests need less.
+_PERIODS_MS: Final = {
+    "INFO-PERIOD": 500,
+    "PUBLISH-PERIOD": 500,
+    "PING-PERIOD": 200,
+    "ASK-PERIOD": 200,
+    "SLAVE-RECONF-TIMEOUT": 3_000,
+    "MIN-LINK-RECONNECT-PERIOD": 500,
+    "TILT-TRIGGER": 20_000,
+    "TILT-PERIOD": 1_000,
+}
 _SENTINEL: Final = """
 port {port}
 bind 127.0.0.1
@@ -74,7 +85,9 @@ class FailoverGroup:
             place.mkdir(parents=True)
             link = ("--replicaof", f"127.0.0.1 {next(iter(self.servers))}") if self.servers else ()
             # A replica is sent the whole data at once, not after the five seconds in which others might ask too.
-            server = RedisServer(binaries()["redis"], place, options=(*link, "--repl-diskless-sync-delay", "0", *options))
+            server = RedisServer(
+                binaries()["redis"], place, options=(*link, "--repl-diskless-sync-delay", "0", *options)
+            )
             self.servers[server.port] = server
 
     @property
@@ -114,6 +127,8 @@ class FailoverGroup:
         words = {"port": port, "master": master_port, "number": number, "directory": self._directory}
         file.write_text(_SENTINEL.format(**words, service=SERVICE, down_after_ms=DOWN_AFTER_MS))
         self._sentinels.append(subprocess.Popen([binaries()["redis"], str(file), "--sentinel"]))
+        periods = [word for pair in _PERIODS_MS.items() for word in pair]
+        wait(lambda: ask(port, "SENTINEL", "DEBUG", *periods), 10, "a sentinel did not start")
 
     def stop(self) -> None:
         """Ends all of them, each by its own id."""
@@ -127,11 +142,33 @@ class FailoverGroup:
 
     # --- trouble ------------------------------------------------------------------------------------------------------
 
-    def demote(self) -> None:
-        """Has the sentinels swap master and a replica, as for maintenance; waits until they agree."""
-        before = self.master.port
-        ask(self.sentinel_ports[0], "SENTINEL", "FAILOVER", SERVICE)
-        self.wait_for_successor(before)
+    def kill_master(self) -> RedisServer:
+        """kill -9 to the master; the server that it was."""
+        master = self.master
+        master.kill()
+        return master
+
+    def freeze_master(self) -> RedisServer:
+        """SIGSTOP to the master; the server that it is until others take its place."""
+        master = self.master
+        master.freeze()
+        return master
+
+    def demote_master(self) -> RedisServer:
+        """Has the sentinels put a replica in the master's place, as for maintenance; the server that it was."""
+        master = self.master
+        wait(lambda: ask(self.sentinel_ports[0], "SENTINEL", "FAILOVER", SERVICE), 20, "no replica is good enough")
+        return master
+
+    def mend(self) -> None:
+        """Thaws all, starts what does not run, and waits until the group is whole."""
+        for number in range(3):
+            self.thaw_sentinel(number)
+        for server in self.servers.values():
+            server.thaw()
+            if server.process is None or server.process.poll() is not None:
+                server.start()
+        self.wait_until_whole()
 
     def wait_for_successor(self, before: int, limit_s: float = 20) -> None:
         """Waits until most sentinels name another master than this one, and it is one."""

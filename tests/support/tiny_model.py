@@ -1,7 +1,7 @@
 """A language model of half a megabyte with random weights, and the real llama.cpp serving it in a process of its own.
 
 Its answers are nonsense, but the engine, its protocol and its mistakes are real.
-Run as a program (`python -m tests.support.tiny_model MODEL PORT`) it serves until its standard input ends.
+Run as a program (`python -m tests.support.tiny_model MODEL [embeddings]`) it serves until its standard input ends.
 """
 
 # xllamacpp is a compiled module without stubs.
@@ -82,10 +82,14 @@ def _add_weights(writer: GGUFWriter, *, special: int, count: int) -> None:
 
 
 class LlamaServer:
-    """llama.cpp's server in a process; `with` starts it, waits until it answers, and ends it."""
+    """llama.cpp's server in a process; `with` starts it, waits until it answers, and ends it.
 
-    def __init__(self, model: Path) -> None:
-        self._words = [sys.executable, "-m", "tests.support.tiny_model", str(model)]
+    `embeddings`: it makes embeddings, and nothing else.
+    """
+
+    def __init__(self, model: Path, *, embeddings: bool = False) -> None:
+        words = [sys.executable, "-m", "tests.support.tiny_model", str(model)]
+        self._words = [*words, "embeddings"] if embeddings else words
         self._log = model.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -110,7 +114,7 @@ class LlamaServer:
         self._process.communicate()
 
 
-def serve(model: str) -> None:
+def serve(model: str, *, embeddings: bool) -> None:
     """Serves the model on a free loopback port until standard input ends."""
     params = xllamacpp.CommonParams()
     params.model.path = model
@@ -120,6 +124,11 @@ def serve(model: str) -> None:
     params.n_parallel = 2
     params.cpuparams.n_threads = 1
     params.warmup = False
+    if embeddings:
+        params.embedding = True
+        # Without it, texts of different lengths in one batch spoil each other's vectors.
+        params.kv_unified = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     server = xllamacpp.Server(params)
     sys.stdout.write(f"ready {server.listening_address}\n")
     sys.stdout.flush()
@@ -127,4 +136,4 @@ def serve(model: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], embeddings="embeddings" in sys.argv[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Final
 
 from tests.support.fleet import ROOT
 
+SOURCE: Final = Path(os.environ.get("HEADRACE_TEST_TREE") or ROOT)
+"""Where the code lies that chaos runs; HEADRACE_TEST_TREE names another checkout."""
 PACKAGES: Final = ("common", "deploy", "gateway", "scheduler", "workers")
 
 
@@ -21,7 +24,7 @@ class Change:
     new: str
 
 
-def copied(place: Path, *changes: Change, source: Path = ROOT) -> Path:
+def copied(place: Path, *changes: Change, source: Path = SOURCE) -> Path:
     """The folder of a copy with these changes. Raises AssertionError where a text does not stand there exactly once."""
     tree = place / "tree"
     for package in PACKAGES:

@@ -15,7 +15,7 @@ from common import keys
 BUILDERS: dict[str, Callable[..., str]] = {
     name: function
     for name, function in inspect.getmembers(keys, inspect.isfunction)
-    if name not in {"pool_prefix", "tenant_prefix", "lane_name", "kind_of"}
+    if name not in {"pool_prefix", "tenant_prefix", "backend_prefix", "lane_name", "kind_of"}
 }
 
 
@@ -28,18 +28,25 @@ def built(function: Callable[..., str], owner: str = "p", part: str = "x") -> st
 def test_a_key_begins_with_its_owners_prefix_and_has_one_hash_tag(name: str) -> None:
     key = built(BUILDERS[name])
     owner = next(iter(inspect.signature(BUILDERS[name]).parameters))
-    prefix = keys.tenant_prefix("p") if owner == "tenant" else keys.pool_prefix("p")
+    prefix, tag = {
+        "pool": (keys.pool_prefix("p"), "p"),
+        "tenant": (keys.tenant_prefix("p"), "t:p"),
+        "backend": (keys.backend_prefix("p"), "b:p"),
+    }[owner]
     assert key.startswith(prefix)
-    assert re.findall(r"\{([^{}]*)\}", key) == ["t:p" if owner == "tenant" else "p"]
+    assert re.findall(r"\{([^{}]*)\}", key) == [tag]
 
 
 def test_no_two_kinds_of_key_share_a_name() -> None:
     built_keys = [built(function) for function in BUILDERS.values()]
     assert len(set(built_keys)) == len(built_keys)
-    assert len({(key.startswith("hr:{t:"), keys.kind_of(key)) for key in built_keys}) == len(built_keys)
+    # The bell of a pool and that of one of its workers are of one kind.
+    kinds = {(key[:6], keys.kind_of(key)) for key in built_keys}
+    assert len(kinds) == len(built_keys) - 1
 
 
-def test_a_pool_can_never_be_taken_for_a_tenant() -> None:
+def test_a_pool_can_never_be_taken_for_a_tenant_or_a_backend() -> None:
+    assert len({keys.pool_prefix("x"), keys.tenant_prefix("x"), keys.backend_prefix("x")}) == 3
     assert keys.pool_prefix("t").partition("}")[0] != keys.tenant_prefix("").partition("}")[0]
     assert built(keys.tenant_jobs, "x").startswith("hr:{t:")
 

@@ -454,16 +454,17 @@ def test_a_submitted_job_holds_the_endpoints_own_request() -> None:
             webhook=None,
         )
     )
-    assert job.chat.body == HELLO
+    assert job.asked.body == HELLO
     assert job.metadata == {"ticket": 7}
     wanted = JobOptions(Priority.INTERACTIVE, 5_000, 100, "k", OnDisconnect.CANCEL, OnInterrupt.FAIL)
-    assert (job.endpoint, job.options) == ("/v1/chat/completions", wanted)
+    assert (job.asked.endpoint, job.options) == ("/v1/chat/completions", wanted)
 
 
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/completions"}, "endpoint"),
+        ({"endpoint": "/v1/embeddings"}, "body.input"),
         ({"body": 1}, "body"),
         ({"body": {"model": "m"}}, "body.messages"),
         ({"body": {**HELLO, "n": 9}}, "body.n"),
@@ -490,7 +491,7 @@ def test_a_job_that_cannot_be_is_refused_with_its_field(more: JsonObject, param:
 
 def test_a_tools_schema_inside_a_job_may_use_any_name_too() -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"headers": {}}}}}
-    assert parse_job_submission(job_body(body={**HELLO, "tools": [tool]})).chat.body["tools"] == [tool]
+    assert parse_job_submission(job_body(body={**HELLO, "tools": [tool]})).asked.body["tools"] == [tool]
 
 
 def test_a_plain_prompt_becomes_a_chat() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
 from common.contracts import Chunk, JsonObject, Usage
-from common.errors import UpstreamBusy, UpstreamError, UpstreamRefused
+from common.errors import ContextTooLong, UpstreamBusy, UpstreamError, UpstreamRefused
 from workers.providers import openai
 from workers.providers.wire import is_object
 
@@ -46,6 +46,9 @@ _CALLERS_FAULT: Final = re.compile(
     r"(?:image|audio|video) input is not supported|mmproj|does not support (?:images|audio|multimodal)", re.IGNORECASE
 )
 
+# An embedding's text must go in at once; a server started with a small batch has room for less than its model.
+_TOO_LARGE: Final = re.compile(r"input .*is too large to process", re.IGNORECASE)
+
 
 def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> UpstreamError:
     """Our error for an HTTP refusal."""
@@ -53,6 +56,8 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: I
     failure = error.failure
     if status == 500 and _CALLERS_FAULT.search(failure.message):
         return UpstreamRefused(failure.message, param="messages")
+    if status == 500 and _TOO_LARGE.search(failure.message):
+        return ContextTooLong(failure.message, param="input")
     if status == 503:  # the model is still being loaded, or no slot is free: nothing is broken
         return UpstreamBusy(failure.message, retry_after_s=failure.retry_after_s)
     return error

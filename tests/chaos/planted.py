@@ -1,0 +1,152 @@
+"""Faults to plant in a copy of the code: each breaks one promise, and names the scene in which it must be found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tests.support.tree import Change
+
+APPEND: Final = "common/lua/append.lua"
+CLAIM: Final = "common/lua/claim.lua"
+SETTLE: Final = "common/lua/settle.lua"
+WORKING: Final = "common/queue/working.py"
+ENDING: Final = "common/queue/ending.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A fault: its name, the scene that shows it, words of what the checker must say, and the changes that make it."""
+
+    name: str
+    scene: str
+    says: str
+    changes: tuple[Change, ...]
+
+
+FAULTS: Final = (
+    Planted(
+        "append asks nobody's leave",
+        "zombie",
+        "was over at",
+        (Change(APPEND, "field[1] == worker and field[2] == fence and field[4] == 'running'", "field[1]"),),
+    ),
+    Planted(
+        "settle asks nobody's leave",
+        "zombie",
+        "was over at",
+        (
+            Change(SETTLE, "if field[3] ~= fence then return 1 end", ""),
+            Change(SETTLE, "if state ~= 'running' or field[2] ~= worker then return 1 end", ""),
+        ),
+    ),
+    Planted(
+        "tokens are added wherever the stream ends",
+        "quiet",
+        " follows ",
+        (Change(APPEND, "'NOMKSTREAM', position, 'c', events", "'NOMKSTREAM', '*', 'c', events"),),
+    ),
+    Planted(
+        "leases are not renewed in time",
+        "quiet",
+        "nothing had happened to it",
+        (Change("workers/engine.py", "self._options.lease_s / 3", "self._options.lease_s * 3"),),
+    ),
+    Planted(
+        "the reaper takes from the living",
+        "quiet",
+        "nothing had happened to it",
+        (Change("common/lua/reap.lua", "workers, '-inf', now_ms)", "workers, '-inf', '+inf')"),),
+    ),
+    Planted(
+        "a claim does not say whose the job is",
+        "quiet",
+        "still running",
+        (Change(CLAIM, "'worker', worker, ", ""),),
+    ),
+    Planted(
+        "a claim does not note what its worker holds",
+        "killed",
+        "still running",
+        (Change(CLAIM, "redis.call('HSET', held, id, fence_text)", ""),),
+    ),
+    Planted(
+        "a claim takes what is past its deadline",
+        "late",
+        "past its deadline",
+        (Change(CLAIM, "if field[1] ~= 'queued' or deadline_ms <= now_ms then", "if field[1] ~= 'queued' then"),),
+    ),
+    Planted(
+        "the stream's end comes after the state, in a step of its own",
+        "killed",
+        "has 0 ends",
+        (
+            Change(SETTLE, "redis.pcall('XADD', stream, fence .. '-' .. outcome_seq, 'o', outcome)", "'0-0'"),
+            Change(
+                ENDING,
+                "        return Settled(code)\n",
+                "        await asyncio.sleep(0.25)\n"
+                "        if code == 0:\n"
+                '            place = f"{fence}-{end.outcome_seq or 1}"\n'
+                "            name = keys.stream(pool, job_id)\n"
+                '            await self._store.command("XADD", name, place, "o", end.outcome.encode())\n'
+                "        return Settled(code)\n",
+            ),
+            Change(ENDING, "from __future__ import annotations\n", "from __future__ import annotations\nimport asyncio\n"),
+        ),
+    ),
+    Planted(
+        "an end is counted twice",
+        "quiet",
+        "ends were counted",
+        (Change(SETTLE, "redis.call('HINCRBY', stats, status, 1)", "redis.call('HINCRBY', stats, status, 2)"),),
+    ),
+    Planted(
+        "a stream is cut short while it is read",
+        "quiet",
+        " follows ",
+        (Change(APPEND, "'NOMKSTREAM', position,", "'NOMKSTREAM', 'MAXLEN', 4, position,"),),
+    ),
+    Planted(
+        "what was put back never stands in its lane again",
+        "killed",
+        "still queued",
+        (Change("common/lua/release.lua", "redis.call('ZADD', prefix .. 'lane:' .. field[9], field[10], field[11])", ""),),
+    ),
+    Planted(
+        "readers are not told that an answer begins anew",
+        "killed",
+        "no reset came between",
+        (Change("gateway/relay.py", "seen is None or seen.seq == 0 or", "seen is not None or"),),
+    ),
+    Planted(
+        "a reader that resumes gets its last event again",
+        "quiet",
+        " came after ",
+        (Change("gateway/routes/jobs.py", "        return seen\n", "        return Position(seen.fence, seen.seq - 1)\n"),),
+    ),
+    Planted(
+        "a reader that resumes misses an event",
+        "quiet",
+        " came after ",
+        (Change("gateway/routes/jobs.py", "        return seen\n", "        return Position(seen.fence, seen.seq + 1)\n"),),
+    ),
+    Planted(
+        "a gap in what a gateway was sent is not filled",
+        "gap",
+        " came after ",
+        (Change("gateway/hub.py", "if follows(entry, self._tail):\n            self._take(entry)", "if True:\n            self._take(entry)"),),
+    ),
+    Planted(
+        "the order to cancel is not sent",
+        "cancelled",
+        "still running",
+        (Change("common/lua/cancel.lua", "redis.call('RPUSH', control,", "redis.call('ECHO', "),),
+    ),
+    Planted(
+        "delayed jobs are forgotten when their time comes",
+        "quiet",
+        "still queued",
+        (Change("common/lua/promote.lua", "redis.call('ZADD', prefix .. 'lane:' ..", "redis.call('ECHO', '' .. "),),
+    ),
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""Faults planted in a copy of the code are found out, each in a scene of its own; sound code passes every scene."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.planted import FAULTS, Planted
+from tests.chaos.scenarios import SCENES, seen_in
+from tests.support.tree import copied
+
+pytestmark = pytest.mark.timeout(90)
+
+# One for each kind of promise: one writer, whole streams, no lost job.
+ALWAYS = frozenset({"append asks nobody's leave", "tokens are added wherever the stream ends"})
+
+
+def _marked(fault: Planted) -> object:
+    marks = () if fault.name in ALWAYS else (pytest.mark.slow,)
+    return pytest.param(fault, id=fault.name.replace(" ", "-"), marks=marks)
+
+
+@pytest.mark.parametrize("scene", [pytest.param(name, marks=pytest.mark.slow) for name in SCENES])
+async def test_nothing_is_found_in_a_scene_played_by_sound_code(scene: str, tmp_path: Path) -> None:
+    assert await seen_in(scene, tmp_path, copied(tmp_path)) == []
+
+
+@pytest.mark.parametrize("fault", [_marked(fault) for fault in FAULTS])
+async def test_a_planted_fault_is_found_out(fault: Planted, tmp_path: Path) -> None:
+    found = await seen_in(fault.scene, tmp_path, copied(tmp_path, *fault.changes))
+    sys.stdout.write("\n".join(found[:5]) + "\n")
+    assert any(fault.says in problem for problem in found), found[:10]

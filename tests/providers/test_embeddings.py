@@ -1,0 +1,368 @@
+"""Embeddings of every kind of server: recorded bytes of all, and the real llama.cpp with a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from struct import pack
+from typing import Any
+
+import orjson
+import pytest
+
+from common.clock import SystemClock
+from common.errors import (
+    ContextTooLong,
+    HeadraceError,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from tests.providers.stages import KEY, PROMPT, Played, backend, replying
+from tests.support.tiny_model import LlamaServer, write_model
+from tests.support.upstream import BREAK, HANG, Reply, Request
+from workers.providers.base import Call, Embedded
+from workers.providers.echo import EchoProvider
+from workers.providers.registry import make
+from workers.providers.transport import new_client
+from workers.providers.vectors import unpack
+
+pytestmark = pytest.mark.timeout(60)
+
+OVER_HTTP = ("openai", "vllm", "llamacpp", "ollama")
+OPENAIS = OVER_HTTP[:3]
+FIRST, SECOND = (0.5, -0.25, 1.0), (0.125, 0.75, -2.0)
+
+
+def call(played: Played, given: Any = PROMPT, *, timeout_s: float = 8, **more: Any) -> Call:
+    body = {"model": "our-model", "input": given, **more}
+    return Call(played.backend, "/v1/embeddings", "their-model", body, False, timeout_s, KEY, "req-1")
+
+
+def in_base64(numbers: tuple[float, ...]) -> str:
+    return b64encode(pack(f"<{len(numbers)}f", *numbers)).decode()
+
+
+def openai_answer(*embeddings: Any, usage: Any = True) -> bytes:
+    """As OpenAI answers, shortened."""
+    data = [{"object": "embedding", "index": i, "embedding": one} for i, one in enumerate(embeddings)]
+    told = {"prompt_tokens": 8, "total_tokens": 8} if usage is True else usage
+    return orjson.dumps({"object": "list", "data": data, "model": "text-embedding-3-small", "usage": told})
+
+
+def ollama_answer(*embeddings: Any) -> bytes:
+    """As Ollama answers, shortened."""
+    times = {"total_duration": 14143917, "load_duration": 1019500, "prompt_eval_count": 8}
+    return orjson.dumps({"model": "all-minilm", "embeddings": embeddings, **times})
+
+
+def answer_of(kind: str, *embeddings: tuple[float, ...]) -> bytes:
+    if kind == "ollama":
+        return ollama_answer(*embeddings)
+    return openai_answer(*[in_base64(one) for one in embeddings])
+
+
+def saying(kind: str, body: bytes, status: int = 200, **headers: str) -> AbstractAsyncContextManager[Played]:
+    reply = Reply([body], status=status, content_type="application/json", headers=headers)
+    return replying(kind, lambda _: reply)
+
+
+def numbers(embedded: Embedded) -> list[tuple[float, ...]]:
+    return [unpack(vector) for vector in embedded.vectors]
+
+
+def sent(played: Played) -> Request:
+    assert played.upstream is not None
+    return played.upstream.requests[0]
+
+
+# --- every kind that speaks HTTP --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+async def test_each_input_has_its_vector_and_usage_is_told(kind: str) -> None:
+    async with saying(kind, answer_of(kind, FIRST, SECOND)) as played:
+        embedded = await played.provider.embed(call(played, ["one", "two"]))
+    assert numbers(embedded) == [FIRST, SECOND]
+    assert embedded.usage is not None
+    assert (embedded.usage.prompt_tokens, embedded.usage.completion_tokens) == (8, 0)
+
+
+@pytest.mark.parametrize("kind", OPENAIS)
+async def test_a_server_that_only_knows_numbers_may_send_those(kind: str) -> None:
+    async with saying(kind, openai_answer([0.5, -0.25, 1], [0.125, 0.75, -2])) as played:
+        assert numbers(await played.provider.embed(call(played, ["one", "two"]))) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("kind", OPENAIS)
+async def test_the_index_tells_the_order(kind: str) -> None:
+    document = orjson.loads(openai_answer(in_base64(FIRST), in_base64(SECOND)))
+    document["data"].reverse()
+    async with saying(kind, orjson.dumps(document)) as played:
+        assert numbers(await played.provider.embed(call(played, ["one", "two"]))) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+async def test_the_request_carries_what_the_server_knows(kind: str) -> None:
+    async with saying(kind, answer_of(kind, FIRST)) as played:
+        await played.provider.embed(call(played, ["one"], dimensions=3, encoding_format="float", user=None))
+        request = sent(played)
+    assert request.path == ("/api/embed" if kind == "ollama" else "/v1/embeddings")
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    body = request.json()
+    assert (body["model"], body["input"], body["dimensions"]) == ("their-model", ["one"], 3)
+    assert body.get("encoding_format") == (None if kind == "ollama" else "base64")
+    assert "user" not in body
+    if kind == "ollama":
+        assert body["truncate"] is False
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("openai", False), ("vllm", True), ("llamacpp", True)])
+async def test_unknown_fields_go_only_to_servers_of_ones_own(kind: str, passes: bool) -> None:
+    async with saying(kind, answer_of(kind, FIRST)) as played:
+        await played.provider.embed(call(played, "one", truncate_prompt_tokens=5, api_base="x", embed_dtype="float16"))
+        body = sent(played).json()
+    assert ("truncate_prompt_tokens" in body) is passes
+    assert "api_base" not in body
+    assert "embed_dtype" not in body  # how numbers are written is not the caller's to say here
+
+
+async def test_ollamas_options_and_life_are_the_backends() -> None:
+    reply = Reply([ollama_answer(FIRST)], content_type="application/json")
+    options = {"num_ctx": 2048, "keep_alive": "5m"}
+    async with replying("ollama", lambda _: reply, options=options) as played:
+        await played.provider.embed(call(played, "one"))
+        body = sent(played).json()
+    assert (body["options"], body["keep_alive"]) == ({"num_ctx": 2048}, "5m")
+
+
+async def test_ollama_takes_no_tokens() -> None:
+    async with saying("ollama", ollama_answer(FIRST)) as played:
+        with pytest.raises(UpstreamRefused) as caught:
+            await played.provider.embed(call(played, [[1, 2]]))
+    assert caught.value.failure.param == "input"
+
+
+def _without(field: str) -> Callable[[], bytes]:
+    def made() -> bytes:
+        document = orjson.loads(openai_answer([1.0]))
+        del document[field]
+        return orjson.dumps(document)
+
+    return made
+
+
+@pytest.mark.parametrize("kind", OPENAIS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        openai_answer(),
+        openai_answer([1.0]),
+        openai_answer([1.0], [1.0], [1.0]),
+        openai_answer([1.0], [1.0, 2.0]),
+        openai_answer([], []),
+        openai_answer(["a"], ["b"]),
+        openai_answer([None], [None]),
+        openai_answer([1e300], [1.0]),
+        openai_answer("not base64", "AAAA"),
+        openai_answer("AAA=", "AAA="),
+        openai_answer(in_base64((float("nan"),)), in_base64((1.0,))),
+        openai_answer(in_base64((float("inf"),)), in_base64((1.0,))),
+        openai_answer(7, 8),
+        openai_answer([1.0], [2.0]).replace(b'"index":1', b'"index":0'),
+        openai_answer([1.0], [2.0]).replace(b'"index":1', b'"index":5'),
+        openai_answer([1.0], [2.0]).replace(b'"index":1', b'"index":"1"'),
+        _without("data")(),
+        b'{"data":{}}',
+        b'{"data":[1,2]}',
+        b"[]",
+        b"no json",
+    ],
+)
+async def test_what_is_no_embedding_for_each_input_is_an_error(kind: str, body: bytes) -> None:
+    async with saying(kind, body) as played:
+        with pytest.raises(UpstreamProtocolError):
+            await played.provider.embed(call(played, ["one", "two"]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [ollama_answer(), ollama_answer(FIRST), ollama_answer([], []), ollama_answer("a", "b"), b'{"embeddings":7}', b"{}"],
+)
+async def test_what_is_no_embedding_of_ollamas_is_an_error(body: bytes) -> None:
+    async with saying("ollama", body) as played:
+        with pytest.raises(UpstreamProtocolError):
+            await played.provider.embed(call(played, ["one", "two"]))
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+async def test_a_vector_of_another_length_than_asked_for_is_refused(kind: str) -> None:
+    async with saying(kind, answer_of(kind, FIRST)) as played:
+        with pytest.raises(UpstreamRefused) as caught:
+            await played.provider.embed(call(played, "one", dimensions=2))
+    assert caught.value.failure.param == "dimensions"
+
+
+@pytest.mark.parametrize("kind", OPENAIS)
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": -1}, "many"])
+async def test_usage_that_cannot_be_is_none(kind: str, usage: Any) -> None:
+    async with saying(kind, openai_answer([1.0], usage=usage)) as played:
+        assert (await played.provider.embed(call(played, "one"))).usage is None
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, UpstreamRefused),
+        (401, UpstreamCredentials),
+        (404, UpstreamRefused),
+        (429, UpstreamBusy),
+        (500, UpstreamError),
+        (501, UpstreamRefused),
+        (504, UpstreamTimeout),
+    ],
+)
+async def test_each_refusal_is_our_error_and_tells_no_secret(
+    kind: str, status: int, error: type[HeadraceError], caplog: pytest.LogCaptureFixture
+) -> None:
+    text = f"No: {KEY} may not ask '{PROMPT}' at http://10.0.0.1:8000/v1"
+    body = {"error": text if kind == "ollama" else {"message": text, "type": "some_error"}}
+    with caplog.at_level(logging.DEBUG):
+        async with saying(kind, orjson.dumps(body), status) as played:
+            with pytest.raises(error) as caught:
+                await played.provider.embed(call(played, [PROMPT, "another"]))
+    for secret in (KEY, PROMPT, "10.0.0.1"):
+        assert secret not in str(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+async def test_a_connection_that_breaks_is_an_unreachable_server(kind: str) -> None:
+    async with replying(kind, lambda _: Reply([b"{", BREAK], content_type="application/json")) as played:
+        with pytest.raises((UpstreamUnreachable, UpstreamProtocolError)):
+            await played.provider.embed(call(played))
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+async def test_silence_ends_with_the_calls_time(kind: str) -> None:
+    async with replying(kind, lambda _: Reply([HANG])) as played:
+        with pytest.raises(UpstreamTimeout):
+            await played.provider.embed(call(played, timeout_s=0.1))
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+async def test_cancelling_closes_the_connection(kind: str) -> None:
+    asked = asyncio.Event()
+
+    def hang(_: Request) -> Reply:
+        asked.set()
+        return Reply([HANG])
+
+    async with replying(kind, hang) as played:
+        upstream = played.upstream
+        assert upstream is not None
+        task = asyncio.create_task(played.provider.embed(call(played)))
+        await asked.wait()
+        task.cancel()
+        async with asyncio.timeout(2):
+            await upstream.gone.wait()
+        assert upstream.open == 0
+
+
+# --- echo -------------------------------------------------------------------------------------------------------------
+
+
+async def embedded_by_echo(given: Any, *, timeout_s: float = 8, **more: Any) -> Embedded:
+    played = Played(EchoProvider(SystemClock()), backend("echo"), None)
+    return await played.provider.embed(call(played, given, timeout_s=timeout_s, **more))
+
+
+async def test_echo_gives_the_same_input_the_same_vector_of_length_one() -> None:
+    first, second = numbers(await embedded_by_echo(["one", "two"]))
+    assert numbers(await embedded_by_echo("one")) == [first]
+    assert first != second
+    assert sum(number * number for number in first) == pytest.approx(1, abs=1e-5)
+    assert len(first) == 16
+
+
+async def test_echo_heeds_dimensions_and_counts_words_and_tokens() -> None:
+    embedded = await embedded_by_echo(["one two", "three"], dimensions=7)
+    assert [len(vector) for vector in numbers(embedded)] == [7, 7]
+    assert embedded.usage is not None
+    assert embedded.usage.prompt_tokens == 3
+    of_tokens = await embedded_by_echo([[1, 2], [3]])
+    assert of_tokens.usage is not None
+    assert of_tokens.usage.prompt_tokens == 3
+
+
+async def test_echo_fails_as_an_inputs_script_says() -> None:
+    with pytest.raises(UpstreamBusy) as caught:
+        await embedded_by_echo(["fine", 'echo: {"error": "upstream_busy", "retry_after_s": 3}'])
+    assert caught.value.failure.retry_after_s == 3
+    with pytest.raises(UpstreamRefused) as refused:
+        await embedded_by_echo(['echo: {"tokens": "many"}'])
+    assert refused.value.failure.param == "input"
+
+
+async def test_echo_hangs_until_the_calls_time_is_over() -> None:
+    with pytest.raises(UpstreamTimeout):
+        await embedded_by_echo('echo: {"hang_at": 0}', timeout_s=0.05)
+
+
+# --- the real llama.cpp -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
+    """A real llama.cpp that makes embeddings."""
+    model = tmp_path_factory.mktemp("llamacpp-embeddings") / "tiny.gguf"
+    write_model(model)
+    with LlamaServer(model, embeddings=True) as running:
+        yield running
+
+
+@asynccontextmanager
+async def real(server: LlamaServer) -> AsyncGenerator[Played]:
+    async with new_client() as client:
+        yield Played(make("llamacpp", client), backend("llamacpp", server.url), None)
+
+
+async def test_a_real_server_embeds_several_as_it_embeds_each(server: LlamaServer) -> None:
+    async with real(server) as played:
+        both = numbers(await played.provider.embed(call(played, ["herons wade", "gulls dive"], timeout_s=30)))
+        each = [
+            numbers(await played.provider.embed(call(played, text, timeout_s=30)))[0]
+            for text in ("herons wade", "gulls dive")
+        ]
+    assert both[0] != both[1]
+    for one, other in zip(both, each, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+async def test_a_real_server_counts_texts_and_takes_tokens(server: LlamaServer) -> None:
+    async with real(server) as played:
+        told = (await played.provider.embed(call(played, [[1, 5, 6], [1, 7]], timeout_s=30))).usage
+        assert told is not None
+        assert told.prompt_tokens == 5
+        with pytest.raises(UpstreamRefused):
+            await played.provider.embed(call(played, [[1, 99_999]], timeout_s=30))
+
+
+async def test_a_real_servers_limit_is_the_callers_to_heed(server: LlamaServer) -> None:
+    async with real(server) as played:
+        with pytest.raises(ContextTooLong) as caught:
+            await played.provider.embed(call(played, ["short", "word " * 300], timeout_s=30))
+    assert caught.value.failure.param == "input"
+
+
+async def test_a_real_server_that_knows_no_dimensions_is_not_believed(server: LlamaServer) -> None:
+    async with real(server) as played:
+        with pytest.raises(UpstreamRefused, match="64"):
+            await played.provider.embed(call(played, "herons", dimensions=8, timeout_s=30))

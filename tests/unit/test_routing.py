@@ -1,0 +1,140 @@
+"""Routing: in which order targets are tried, and what becomes of a job that none of them answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import Target
+from workers.routing import Again, Missed, Prospects, Standing, backoff_ms, in_order, next_try
+
+A, B, C = (Target(backend=name, model="m") for name in "abc")
+EQUAL = [Target(backend=name, model="m", weight=1) for name in "abc"]
+DOWN, OPEN = Standing(healthy=False, free=9), Standing(refused=True, free=9)
+
+CASES: list[tuple[str, list[Target], dict[str, Standing], str]] = [
+    ("as configured where nothing is known", [A, B, C], {}, "abc"),
+    ("the unhealthy later, and not left out", [A, B, C], {"a": DOWN}, "bca"),
+    ("the open last of all", [A, B, C], {"a": OPEN, "b": DOWN}, "cba"),
+    ("the only one, however it is", [A], {"a": OPEN}, "a"),
+    ("a full one keeps its place in a chain", [A, B], {"a": Standing(free=0)}, "ab"),
+]
+
+
+@pytest.mark.parametrize(("targets", "standings", "order"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize("turn", [0, 1, 17])
+def test_a_chain_is_tried(targets: list[Target], standings: dict[str, Standing], order: str, turn: int) -> None:
+    assert "".join(target.backend for target in in_order(targets, standings, turn=turn)) == order
+
+
+def _first(standings: dict[str, Standing], *, turns: int = 1_000, warm: str = "") -> dict[str, int]:
+    counted = Counter(in_order(EQUAL, standings, turn=turn, warm=warm)[0].backend for turn in range(turns))
+    return dict(counted)
+
+
+def test_neighbours_of_one_weight_take_turns() -> None:
+    counted = _first({name: Standing(free=8) for name in "abc"})
+    assert all(abs(count - 1_000 / 3) < 10 for count in counted.values()) and len(counted) == 3
+
+
+def test_neighbours_are_first_as_often_as_their_free_slots_are_many() -> None:
+    counted = _first({"a": Standing(free=60), "b": Standing(free=30), "c": Standing(free=10)})
+    assert abs(counted["a"] - 600) < 10 and abs(counted["b"] - 300) < 10 and abs(counted["c"] - 100) < 10
+
+
+@pytest.mark.parametrize("standing", [Standing(free=0), Standing(free=-3), DOWN, OPEN])
+def test_a_neighbour_that_can_take_nothing_is_first_for_nobody(standing: Standing) -> None:
+    counted = _first({"a": standing, "b": Standing(free=1), "c": Standing(free=1)})
+    assert "a" not in counted
+
+
+@pytest.mark.parametrize("standing", [Standing(free=0), DOWN, OPEN])
+def test_where_none_can_take_any_they_still_take_turns(standing: Standing) -> None:
+    assert len(_first(dict.fromkeys("abc", standing))) == 3
+
+
+def test_neighbours_of_different_weights_stay_in_their_order() -> None:
+    targets = [Target(backend="a", model="m", weight=1), Target(backend="b", model="m", weight=2)]
+    assert all(in_order(targets, {}, turn=turn) == targets for turn in range(10))
+
+
+def test_the_neighbour_that_served_the_prefix_is_first_while_it_has_a_free_slot() -> None:
+    free = {name: Standing(free=5) for name in "abc"}
+    assert _first(free, warm="b") == {"b": 1_000}
+    assert "b" not in _first({**free, "b": Standing(free=0)}, warm="b")
+    assert "b" not in _first({**free, "b": DOWN}, warm="b")
+
+
+def test_a_warm_fallback_does_not_go_before_the_first_choice() -> None:
+    assert in_order([A, B], {}, turn=0, warm="b") == [A, B]
+
+
+standings = st.dictionaries(
+    st.sampled_from("abc"), st.builds(Standing, st.booleans(), st.booleans(), st.integers(-5, 100))
+)
+
+
+@given(standings, st.integers(0, 10**9), st.sampled_from(["", "a", "b", "c", "other"]))
+def test_no_target_is_ever_left_out_or_doubled(known: dict[str, Standing], turn: int, warm: str) -> None:
+    ordered = in_order(EQUAL, known, turn=turn, warm=warm)
+    assert sorted(target.backend for target in ordered) == ["a", "b", "c"]
+
+
+# --- later tries -----------------------------------------------------------------------------------------------------
+
+FAILED = Missed(called=True, may_recur=True)
+CLOSED = Missed(called=False, may_recur=True, soonest_ms=4_000)
+
+
+def prospects(
+    *, failures: int = 0, left_ms: int = 600_000, waited_for: bool = True, affordable: bool = True
+) -> Prospects:
+    return Prospects(failures, left_ms, waited_for, affordable)
+
+
+def test_a_failed_attempt_comes_back_after_a_jittered_wait_and_counts() -> None:
+    assert next_try(FAILED, prospects(failures=1), jitter=0.5) == Again(500, counts=True)
+
+
+def test_where_no_backend_could_be_asked_the_job_rests_until_one_may_be_and_nothing_counts() -> None:
+    again = next_try(CLOSED, prospects(), jitter=0.5)
+    assert again is not None
+    assert 4_000 < again.delay_ms < 4_300 and not again.counts
+
+
+def test_what_a_later_try_cannot_mend_ends_at_once() -> None:
+    assert next_try(Missed(called=True, may_recur=False), prospects(), jitter=0) is None
+
+
+@pytest.mark.parametrize("missed", [FAILED, CLOSED])
+def test_what_could_only_come_back_after_its_deadline_ends_at_once(missed: Missed) -> None:
+    assert next_try(missed, prospects(left_ms=200), jitter=0.9) is None
+
+
+def test_without_a_budget_a_caller_who_waits_hears_of_it_and_other_work_rests_for_long() -> None:
+    assert next_try(FAILED, prospects(affordable=False), jitter=0.5) is None
+    again = next_try(FAILED, prospects(affordable=False, waited_for=False), jitter=0.5)
+    assert again is not None
+    assert again.delay_ms >= 10_000 and again.counts
+
+
+@given(st.integers(0, 100), st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1e6)))
+def test_a_wait_is_bounded_positive_and_never_shorter_than_what_was_asked(
+    failures: int, jitter: float, asked_s: float | None
+) -> None:
+    wait_ms = backoff_ms(failures, jitter=jitter, retry_after_s=asked_s)
+    assert 1 <= wait_ms <= 120_000
+    assert wait_ms >= int(min(asked_s or 0, 60) * 1000)
+
+
+def test_waits_grow_with_the_failures_and_are_spread_over_all_of_their_range() -> None:
+    assert [backoff_ms(n, jitter=1) for n in range(8)] == [500, 1_000, 2_000, 4_000, 8_000, 16_000, 20_000, 20_000]
+    assert backoff_ms(3, jitter=0) == 1
+    assert backoff_ms(3, jitter=0.25) == 1_000
+
+
+def test_those_refused_at_one_moment_do_not_return_at_one_moment() -> None:
+    assert backoff_ms(2, jitter=0.1, retry_after_s=1) != backoff_ms(2, jitter=0.3, retry_after_s=1)
