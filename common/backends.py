@@ -17,37 +17,47 @@ REASON_MOST_CHARACTERS: Final = 100
 class BackendSlots:
     """Concurrency per backend over the whole fleet. Every method may raise StoreUnavailable.
 
-    A worker starts a call only while fewer are in use than it was last told, and none once its lease has lapsed.
+    A worker starts a call only while fewer are in use than it was last told, and none once its lease has lapsed. It
+    renews through one object, one renewal of a backend at a time: what it was told last is remembered here.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._told: dict[tuple[str, str], int] = {}
 
     async def renew(self, backend: str, worker: str, *, want: int, in_use: int, most: int, lease_ms: int) -> int:
         """Slots that this worker may use now, those in use among them; less than these: it waits until calls end.
 
         It is never above `want`, and all live grants together (or what is still used, where that is more) never above
-        `most` through it. Safe to send again.
+        `most` through it. What a worker is told less than before is free for others from its next renewal on: until
+        this one's reply it may begin calls by the old number. Safe to send again.
         """
-        return await self._store.call(
+        told = self._told.get((backend, worker), 0)
+        granted: int = await self._store.call(
             "slots",
             keys.backend_prefix(backend),
             (keys.backend_slots(backend),),
-            (worker, max(0, want), max(0, in_use), max(0, most), max(1, lease_ms)),
+            (worker, max(0, want), max(0, in_use), max(0, most), max(1, lease_ms), told),
         )
+        self._told[backend, worker] = granted
+        return granted
 
     async def give_up(self, backend: str, worker: str) -> None:
         """Gives this worker's slots back at once, when none is in use any more. Safe to send again."""
+        self._told.pop((backend, worker), None)
         await self._store.command("HDEL", keys.backend_slots(backend), worker)
 
     async def read(self, backend: str) -> dict[str, tuple[int, int]]:
-        """Each worker's slots by its id: granted, in use when it last renewed; lapsed leases are left out."""
+        """Each worker's slots by its id: granted, in use when it last renewed; lapsed leases are left out.
+
+        A worker that was told less counts with what it was told before until it renews again.
+        """
         now_ms, rows = await _hash(self._store, keys.backend_slots(backend))
         found: dict[str, tuple[int, int]] = {}
         for worker, row in rows.items():
-            granted, _, in_use, ends_ms = (int(word) for word in row.split())
+            granted, _, in_use, ends_ms, before = (int(word) for word in row.split())
             if ends_ms > now_ms:
-                found[worker] = (granted, in_use)
+                found[worker] = (max(granted, before), in_use)
         return found
 
 

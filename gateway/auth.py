@@ -20,14 +20,19 @@ log = structlog.get_logger(__name__)
 MAX_KEY_BYTES: Final = 512
 SHORT_KEY_BYTES: Final = 16
 LOCAL_TENANT: Final = "local"
+ADMIN: Final = "admin"
+MEMBER: Final = "member"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. `tenant` owns the jobs; it never tells the key. `weight` is its part in the fair share."""
+    """Who asks. `tenant` owns the jobs; it never tells the key. `weight` is its part in the fair share.
+
+    An admin may also do what concerns the whole fleet.
+    """
 
     tenant: str
-    role: str = "admin"
+    role: str = ADMIN
     weight: float = 1.0
 
 
@@ -71,7 +76,7 @@ def _principals(settings: Settings) -> Iterator[tuple[bytes, Principal]]:
     for name, tenant in settings.tenants.items():
         for key in tenant.api_keys:
             raw = key.get_secret_value().encode()
-            yield raw, Principal(name, weight=tenant.weight)
+            yield raw, Principal(name, MEMBER, tenant.weight)
 
 
 def tenant_of(key: bytes) -> str:

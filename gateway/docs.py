@@ -61,7 +61,8 @@ _PROBLEM: Final = _answer("What is wrong, by RFC 9457.", _ref("Problem"), "appli
 _REFUSALS: Final = {
     400: "The request is not valid.",
     401: "No key, or not one of ours.",
-    404: "No such model or job.",
+    403: "Not with this key.",
+    404: "No such thing, or not yours.",
     413: "The body is too large.",
     429: "The queue is full; see Retry-After.",
     503: "Not at the moment; see Retry-After.",
@@ -195,6 +196,41 @@ HEALTH: Final = _route(
 METRICS: Final = _route("Operations", "Prometheus", {200: _answer("Metrics.", kind=_PLAIN)}, security=_ANYONE)
 WORKERS: Final = _route(
     "Operations", "Workers and their backends", {200: _answer("Workers."), **_refusals(_PROBLEM, 401)}, security=_KEY
+)
+DRAIN_WORKER: Final = _route(
+    "Operations",
+    "Have a worker end its work and leave",
+    {
+        202: _answer("It was told: it takes nothing new, lets what runs end for a while, puts back the rest."),
+        **_refusals(_OPENAI_ERROR, 401, 403, 404),
+    },
+    security=_KEY,
+)
+DEAD_LETTERS: Final = _route(
+    "Dead letters",
+    "Your jobs whose attempts were used up, the newest first",
+    {200: _answer("Dead letters."), **_refusals(_OPENAI_ERROR, 400, 401)},
+    parameters=[
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}},
+        {"name": "after", "in": "query", "description": "The page before's last one.", "schema": {"type": "string"}},
+        {"name": "pool", "in": "query", "description": "Only those of this pool.", "schema": {"type": "string"}},
+    ],
+    security=_KEY,
+)
+DEAD_LETTER: Final = _route(
+    "Dead letters",
+    "A dead letter: its request, its reason, and each attempt's error",
+    {200: _answer("The dead letter."), **_refusals(_OPENAI_ERROR, 401, 404)},
+    security=_KEY,
+)
+REPLAY: Final = _route(
+    "Dead letters",
+    "Run a dead letter anew",
+    {
+        202: _answer("The new job; asked again, the same one."),
+        **_refusals(_OPENAI_ERROR, 401, 404, 429, 503),
+    },
+    security=_KEY,
 )
 QUEUES: Final = _route(
     "Operations", "What waits, and since when", {200: _answer("Pools."), **_refusals(_OPENAI_ERROR, 401)}, security=_KEY

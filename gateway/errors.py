@@ -49,6 +49,8 @@ TABLE: Final = {
     "not_found": Row(404),
     "unknown_url": Row(404),
     "job_not_found": Row(404),
+    "worker_not_found": Row(404),
+    "dead_letter_not_found": Row(404),
     "model_not_found": Row(404),
     "method_not_allowed": Row(405),
     "request_timeout": Row(408),

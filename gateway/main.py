@@ -35,7 +35,7 @@ from gateway.hub import Hub, Limits
 from gateway.journal import Journal
 from gateway.parts import Parts
 from gateway.pressure import Pressure
-from gateway.routes import chat, embeddings, jobs, status
+from gateway.routes import admin, chat, embeddings, jobs, status
 from gateway.withdrawal import Withdrawals
 
 log = structlog.get_logger(__name__)
@@ -63,7 +63,7 @@ def build(parts: Parts) -> FastAPI:
     app = FastAPI(
         title="Headrace", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for module in (chat, embeddings, jobs, status):
+    for module in (chat, embeddings, jobs, status, admin):
         app.include_router(module.router(parts))
     docs.install(app)
     errors.install(app)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.support.postgres import PostgresServer
+from tests.support.postgres import binaries as postgres_binaries
 from tests.support.redis_server import EVERY_WRITE_KEPT, RedisServer, binaries
 from tests.support.runner import run
 
@@ -86,6 +88,17 @@ def cluster_server(_shared_cluster: RedisServer) -> RedisServer:
     """A server with cluster mode on that owns every slot; each test finds it empty."""
     _shared_cluster.empty()
     return _shared_cluster
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for a whole session; whoever stops it starts it again."""
+    if not postgres_binaries():
+        pytest.skip("PostgreSQL is not installed here (Debian: apt-get install postgresql)")
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(autouse=True)

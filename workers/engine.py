@@ -284,6 +284,10 @@ class PoolWorker(Worker):
             self._last_cron_s = self._clock.monotonic_s()
             await self.heart_beat()
 
+    def wake(self) -> None:
+        """Has the worker look for work: what kept it from some, a backend without room, may be over."""
+        self._wanted.set()
+
     async def record_health(self) -> None:
         """Does nothing: the lease shows how a worker does, and arq's own call ended this loop when Redis went away."""
 

@@ -33,7 +33,10 @@ LEAST_PROBE_S: Final = 10.0
 
 
 class Fleet:
-    """The backends of a worker's pools, as all workers see them."""
+    """The backends of a worker's pools, as all workers see them.
+
+    `room` is called when a backend takes calls again that took none: a breaker closed, slots came free, a key rested.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Fleet:
         *,
         worker_id: Callable[[], str],
         metrics: WorkerMetrics,
+        room: Callable[[], None] = lambda: None,
     ) -> None:
         self.backends = {row.name: row for row in settings.backends if set(row.pool) & set(settings.pools)}
         self.health: dict[str, Health] = {}
@@ -57,6 +61,7 @@ class Fleet:
             worker_id=worker_id,
             lease_s=settings.lease_s,
             most=settings.worker_concurrency,
+            renewed=self._look_for_room,
         )
         self.keys = {row.name: KeyPool(_secrets(row), clock) for row in rows if row.api_keys}
         self._pools = settings.pools
@@ -64,6 +69,8 @@ class Fleet:
         self._key_states = KeyStates(store)
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._room = room
+        self._roomy: set[str] = set()
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -131,7 +138,14 @@ class Fleet:
         while True:
             with suppress(HeadraceError):
                 await self.read()
+                self._look_for_room()
             await self._clock.sleep(FOLLOW_S)
+
+    def _look_for_room(self) -> None:
+        before = self._roomy
+        self._roomy = {name for name in self.backends if self.slots.obtainable(name) > 0 and self.standing(name).usable}
+        if self._roomy - before:
+            self._room()
 
     async def read(self) -> None:
         """Reads health, breakers and keys once. Raises StoreUnavailable."""

@@ -12,12 +12,13 @@ from typing import Any, Final, Protocol
 import orjson
 import structlog
 
-from common.contracts import Usage
+from common.contracts import Job, Usage
 from common.queue import Claim
 from workers.attempts import Unserved
 from workers.caller import Ask, Begin, Result, Work
 from workers.engine import GiveBack
 from workers.providers.base import Call, Embedded, Provider
+from workers.providers.vectors import inputs_of
 
 log = structlog.get_logger(__name__)
 
@@ -152,7 +153,7 @@ class Gatherer:
                 member.group.remove(member)
 
     def _join(self, member: Member) -> None:
-        key, model = key_of(member), member.claim.job.model
+        key, model = key_of(member.claim.job), member.claim.job.model
         group = self._open.get(key)
         if group is not None and group.takes(member):
             group.add(member)
@@ -239,11 +240,10 @@ class Gatherer:
 # --- pure -------------------------------------------------------------------------------------------------------------
 
 
-def key_of(member: Member) -> bytes:
+def key_of(job: Job) -> bytes:
     """What two jobs must have in common to share a call: all but their inputs, also their class and kind of input."""
-    job = member.claim.job
     wanted = {name: value for name, value in job.body.items() if name not in _OWN_FIELDS and value is not None}
-    kind = "text" if isinstance(member.inputs[0], str) else "tokens"
+    kind = "text" if isinstance(inputs_of(job.body)[0], str) else "tokens"
     words = (job.model, int(job.priority), job.batch_key, kind, wanted)
     return orjson.dumps(words, option=orjson.OPT_SORT_KEYS)
 

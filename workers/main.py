@@ -58,7 +58,14 @@ class Process:
         self.metrics = WorkerMetrics()
         self.store = Store.from_url(settings.effective_redis_url)
         self.client = new_client()
-        self.fleet = Fleet(settings, self.store, clock, worker_id=lambda: self.worker.id, metrics=self.metrics)
+        self.fleet = Fleet(
+            settings,
+            self.store,
+            clock,
+            worker_id=lambda: self.worker.id,
+            metrics=self.metrics,
+            room=lambda: self.worker.wake(),
+        )
         streams = StreamStore(self.store, disconnect_grace_s=settings.disconnect_grace_s)
         self.publisher = Publisher(streams, clock, worker_id=lambda: self.worker.id, refused=self._refused)
         kinds = {row.kind for row in settings.backends if set(row.pool) & set(settings.pools)}
@@ -96,6 +103,7 @@ class Process:
     async def run(self) -> None:
         """Works until SIGTERM or SIGINT, then drains and closes everything."""
         following = asyncio.create_task(self.fleet.follow(), name="fleet")
+        following.add_done_callback(_tell_fault)
         try:
             with suppress(asyncio.CancelledError):
                 await self.worker.async_run()
@@ -107,6 +115,11 @@ class Process:
             await self.publisher.close()
             await self.client.aclose()
             await self.store.close()
+
+
+def _tell_fault(following: asyncio.Task[None]) -> None:
+    if not following.cancelled() and (error := following.exception()) is not None:
+        log.error("worker.fleet_lost", exc_info=error)
 
 
 async def serve(settings: Settings) -> int:

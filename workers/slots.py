@@ -106,12 +106,14 @@ class Slots:
         worker_id: Callable[[], str],
         lease_s: float,
         most: int,
+        renewed: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._most = most
+        self._renewed = renewed
         self._backends = {row.name: row for row in backends}
         self._short: set[str] = set()
         self._call = asyncio.Event()
@@ -163,6 +165,7 @@ class Slots:
             await asyncio.gather(*(self._renew_one(name, fade=fade) for name in names))
             if fade:
                 await asyncio.gather(*(self._look(name) for name in names))
+            self._renewed()
         except HeadraceError as error:
             log.warning("slots.store_trouble", error=error.failure.message)
             self._expire()

@@ -25,6 +25,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from common.config import ConfigError, Settings
 from common.errors import LedgerUnavailable
@@ -39,6 +40,7 @@ Work = Callable[[AsyncConnection], Awaitable[Result]]
 FILE_NAME: Final = "ledger.db"
 BUSY_S: Final = 1.5
 CONNECT_S: Final = 1.5
+LATE_S: Final = 3.0
 MIGRATION_S: Final = 60.0
 CONNECTIONS: Final = 4
 _TRANSIENT: Final = (DBAPIError, PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
@@ -89,6 +91,12 @@ class Database:
         """The URL as people may see it."""
         return self.url.render_as_string(hide_password=True)
 
+    @property
+    def connections_in_use(self) -> int:
+        """How many connections are lent to transactions."""
+        pool = self._engine.sync_engine.pool
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
+
     async def close(self) -> None:
         """Waits for transactions under way, then closes every connection; later ones fail with LedgerUnavailable."""
         self._closed = True
@@ -109,9 +117,10 @@ class Database:
         return await self._apart(self._revision())
 
     async def _revision(self) -> str | None:
+        ends_s = asyncio.get_running_loop().time() + CONNECT_S
         try:
-            async with asyncio.timeout(CONNECT_S):
-                return await self._once(lambda connection: connection.run_sync(schema.current), write=False)
+            async with asyncio.timeout_at(ends_s + LATE_S):
+                return await self._once(lambda connection: connection.run_sync(schema.current), ends_s, write=False)
         except _TRANSIENT as error:
             raise _unavailable(error) from error
 
@@ -138,36 +147,29 @@ class Database:
             task.exception()  # whoever waited has it; a caller that gave up will never ask
 
     async def _run(self, work: Work[Result], limit_s: float, *, write: bool) -> Result:
+        ends_s = asyncio.get_running_loop().time() + limit_s
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout_at(ends_s + LATE_S):
                 await self._prepared()
                 try:
-                    return await self._once(work, write=write)
+                    return await self._once(work, ends_s, write=write)
                 except DBAPIError as error:
-                    if not error.connection_invalidated:
+                    if not error.connection_invalidated or asyncio.get_running_loop().time() >= ends_s:
                         raise
-                    return await self._once(work, write=write)
+                    return await self._once(work, ends_s, write=write)
         except _TRANSIENT as error:
             raise _unavailable(error) from error
 
-    async def _once(self, work: Work[Result], *, write: bool) -> Result:
+    async def _once(self, work: Work[Result], ends_s: float, *, write: bool) -> Result:
         connection = await self._engine.execution_options(write=write).connect()
+        bound = await _bound(connection, ends_s)
         try:
             async with connection.begin():
                 return await work(connection)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError | TimeoutError):
-                # Its server may never answer again, not even to a rollback or a goodbye.
-                await self._drop(connection)
-            raise
         finally:
+            if bound is not None:
+                bound.cancel()
             await connection.close()
-
-    async def _drop(self, connection: AsyncConnection) -> None:
-        driver = (await connection.get_raw_connection()).driver_connection
-        if isinstance(driver, asyncpg.Connection):
-            driver.terminate()
-        await connection.invalidate()
 
     # --- made ready at first use --------------------------------------------------------------------------------------
 
@@ -176,18 +178,32 @@ class Database:
         async with self._preparing:
             if self._identity is None:
                 await self._migrate()
-                self._identity = str(await self._once(_identity, write=False))
+                ends_s = asyncio.get_running_loop().time() + CONNECT_S
+                self._identity = str(await self._once(_identity, ends_s, write=False))
                 log.info("ledger.ready", database=self.shown)
             return self._identity
 
     async def _migrate(self) -> str:
         if self.is_sqlite and self.url.database:
             await asyncio.to_thread(Path(self.url.database).parent.mkdir, parents=True, exist_ok=True, mode=0o700)
+        ends_s = asyncio.get_running_loop().time() + MIGRATION_S
         try:
-            async with asyncio.timeout(MIGRATION_S):
-                return await self._once(lambda connection: connection.run_sync(schema.upgrade), write=True)
+            async with asyncio.timeout_at(ends_s + LATE_S):
+                return await self._once(lambda connection: connection.run_sync(schema.upgrade), ends_s, write=True)
         except _TRANSIENT as error:
             raise _unavailable(error) from error
+
+
+async def _bound(connection: AsyncConnection, ends_s: float) -> asyncio.TimerHandle | None:
+    """Hangs up on a server that has not answered by then, which fails what waits for it.
+
+    Not by cancelling: SQLAlchemy would take leave of the server, and wait two seconds more for its answer. SQLite has a
+    limit of its own to its waits.
+    """
+    driver = (await connection.get_raw_connection()).driver_connection
+    if not isinstance(driver, asyncpg.Connection):
+        return None
+    return asyncio.get_running_loop().call_at(ends_s, driver.terminate)
 
 
 async def _identity(connection: AsyncConnection) -> Any:

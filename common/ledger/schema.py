@@ -8,10 +8,13 @@ from typing import Final
 
 import structlog
 from alembic import command
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+
+from common.ledger.tables import METADATA
 
 log = structlog.get_logger(__name__)
 # It tells of each look at the version; what matters is said here.
@@ -35,6 +38,11 @@ def newest() -> str:
 def current(connection: Connection) -> str | None:
     """The database's revision; None for an empty one."""
     return MigrationContext.configure(connection).get_current_revision()
+
+
+def differences(connection: Connection) -> list[object]:
+    """What the database's tables have otherwise than the code expects."""
+    return list(compare_metadata(MigrationContext.configure(connection), METADATA))
 
 
 def upgrade(connection: Connection) -> str:

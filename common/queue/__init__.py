@@ -5,6 +5,7 @@ Each state change is one script of `common/lua`. What is safe to send again says
 
 from __future__ import annotations
 
+from common.queue.dead import Dead
 from common.queue.side import batch_digest, digest
 from common.queue.submitting import Submitting
 from common.queue.timing import Timing, lane_of_fair_field
@@ -28,7 +29,7 @@ from common.queue.words import (
 from common.queue.working import AGED_SHARE, BATCH_WINDOW, SLACK_MS, UNREADABLE, Working
 
 
-class Queue(Submitting, Working, Timing):
+class Queue(Submitting, Working, Timing, Dead):
     """Jobs and lanes in Redis, all three sides. Every method may raise StoreUnavailable or StoreFull."""
 
 

@@ -255,6 +255,7 @@ def job_record(record: Record) -> JsonObject:
         "priority": job.priority.label,
         "queue": None,
         "attempt": record.attempt,
+        "attempts": attempt_errors(record),
         "created_at": record.created_ms // 1000,
         "started_at": _seconds(record.started_ms),
         "finished_at": _seconds(record.finished_ms),
@@ -273,6 +274,14 @@ def _answer(record: Record) -> JsonObject | orjson.Fragment | None:
     if record.job.endpoint == EMBEDDINGS_ENDPOINT:
         return orjson.Fragment(answer_body(record.job, 0, record.result))
     return completion_object(record.job.id, record.created_ms // 1000, record.job.model, orjson.loads(record.result))
+
+
+def attempt_errors(record: Record) -> list[JsonObject]:
+    """The attempts that failed, the first one first."""
+    return [
+        {"attempt": one.attempt, "code": one.code, "message": one.message, "backend": one.backend, "at_ms": one.at_ms}
+        for one in record.errors
+    ]
 
 
 def _seconds(at_ms: int | None) -> int | None:

@@ -49,12 +49,12 @@ def router(parts: Parts) -> APIRouter:
             )
         except CallerError as error:
             raise in_body(error) from None
-        return await _accepted(parts, await parts.journal.accept(job))
+        return await taken(parts, await parts.journal.accept(job))
 
     @routes.get("/v1/jobs", **JOBS)
     async def list_jobs(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         principal = parts.auth.principal(request)
-        most = _limit(request.query_params.get("limit", "20"))
+        most = limit_of(request.query_params.get("limit", "20"))
         before = request.query_params.get("after")
         ids = await parts.journal.listing.page(principal.tenant, most=most + 1, after=before)
         if ids is None:
@@ -67,7 +67,7 @@ def router(parts: Parts) -> APIRouter:
     return routes
 
 
-async def _accepted(parts: Parts, accepted: Acceptance) -> Response:
+async def taken(parts: Parts, accepted: Acceptance) -> Response:
     """202 with the job's id: the one just made, or the one that its idempotency key names."""
     job = accepted.job
     job_id = accepted.admitted.job_id if accepted.admitted else job.id
@@ -185,7 +185,8 @@ def _position(request: Request) -> Position | None:
         raise BadRequest(form, param="Last-Event-ID") from None
 
 
-def _limit(text: str) -> int:
+def limit_of(text: str) -> int:
+    """How many a page may have. Raises BadRequest."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MOST_LISTED):
         raise BadRequest(f"limit: a number from 1 to {MOST_LISTED} is expected.", param="limit")
     return int(text)

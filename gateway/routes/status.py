@@ -14,6 +14,7 @@ from common.breaker import BreakerStore
 from common.contracts import JsonObject, Priority
 from common.errors import HeadraceError
 from common.queue import LaneDepth, WorkerRow
+from gateway.auth import ADMIN
 from gateway.docs import HEALTH, LIVEZ, METRICS, QUEUES, READYZ, WORKERS
 from gateway.parts import Parts
 
@@ -51,11 +52,12 @@ def router(parts: Parts) -> APIRouter:
 
     @routes.get("/workers", **WORKERS)
     async def workers(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        parts.auth.principal(request)
+        principal = parts.auth.principal(request)
         rows: list[JsonObject] = []
         for pool in parts.settings.all_pools:
             backends = await _backends(parts, pool)
-            rows += [_worker(row, backends) for row in await parts.queue.workers(pool)]
+            workers = await parts.queue.workers(pool)
+            rows += [_worker(row, backends, with_jobs=principal.role == ADMIN) for row in workers]
         return Response(orjson.dumps(rows), media_type="application/json")
 
     @routes.get("/v1/queues", **QUEUES)
@@ -111,15 +113,21 @@ async def _backends(parts: Parts, pool: str) -> list[JsonObject]:
     return shown
 
 
-def _worker(row: WorkerRow, backends: list[JsonObject]) -> JsonObject:
+def _worker(row: WorkerRow, backends: list[JsonObject], *, with_jobs: bool) -> JsonObject:
+    own = {state["name"]: state for state in row.info.get("backend_states", ())}
     return {
-        **row.info,
+        **{name: value for name, value in row.info.items() if name != "backend_states"},
         "id": row.id,
         "pool": row.pool,
+        "status": "draining" if row.draining else "active",
+        "version": row.info.get("version"),
+        "started_at": row.info.get("started_at"),
         "lease_expires_ms": row.lease_expires_ms,
         "running": row.info.get("running", 0),
         "concurrency": row.info.get("concurrency", 0),
-        "backends": backends,
+        # Whose they are is nobody's business but the operators'.
+        **({"jobs": list(row.jobs)} if with_jobs else {}),
+        "backends": [{**backend, "slots": own.get(backend["name"], {}).get("slots")} for backend in backends],
     }
 
 

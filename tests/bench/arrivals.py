@@ -137,7 +137,8 @@ class Callers:
 @asynccontextmanager
 async def callers(port: int) -> AsyncGenerator[Callers]:
     """Callers with as many connections as they need."""
-    connector = aiohttp.TCPConnector(limit=0)
+    # Idle connections are given up before the server gives them up: a call on one that is closing would fail.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     timeout = aiohttp.ClientTimeout(total=LIMIT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
         yield Callers(session, port)

@@ -108,6 +108,10 @@ class Fleet:
     processes: list[subprocess.Popen[bytes]]
     starts: list[Starts]
 
+    def cores(self) -> set[int]:
+        """The cores that the workers may use."""
+        return set[int]().union(*(os.sched_getaffinity(process.pid) for process in self.processes))
+
     def go(self) -> None:
         """Opens the gate."""
         for process in self.processes:
@@ -180,6 +184,7 @@ class Drained:
     enqueued_per_s: float
     cpu_us_a_job: float
     valkey_us_a_job: float
+    cores: int
 
 
 async def _drain(engine: str, workers: int, jobs: int, options: Options) -> Drained:
@@ -190,6 +195,7 @@ async def _drain(engine: str, workers: int, jobs: int, options: Options) -> Drai
             await _enqueue_all(producer, jobs)
             enqueued_per_s = jobs / (time.monotonic() - began_s)
             with _fleet(engine, workers, server.url, setup) as fleet:
+                cores = len(fleet.cores())
                 meter = Meter({"valkey": server.pid, **{str(process.pid): process.pid for process in fleet.processes}})
                 with options.watched({"worker": fleet.processes[0].pid}):
                     fleet.go()
@@ -200,7 +206,7 @@ async def _drain(engine: str, workers: int, jobs: int, options: Options) -> Drai
         raise LoadFailed(f"{jobs} jobs went in, {len(started)} were started")
     wall_s = (ended_ns - started[0][1]) / 1e9
     cpu_us = 1e6 * (sum(spent_s.values()) - spent_s["client"]) / jobs
-    return Drained(jobs / wall_s, enqueued_per_s, cpu_us, 1e6 * spent_s["valkey"] / jobs)
+    return Drained(jobs / wall_s, enqueued_per_s, cpu_us, 1e6 * spent_s["valkey"] / jobs, cores)
 
 
 async def _enqueue_all(producer: Producer, jobs: int) -> None:
@@ -267,6 +273,8 @@ async def queue(options: Options) -> Table:
             delays[cell] += await _delays_ms(engine, workers, samples, options)
     for cell in cells:
         table.add(_row(cell, drained[cell], delays[cell], _jobs(cell[0], options)))
+    if len({one.cores for some in drained.values() for one in some}) > 1:
+        table.failures.append("the engines had different numbers of cores: their figures are not to be compared")
     return table
 
 
@@ -279,6 +287,7 @@ def _row(cell: tuple[str, int], drained: list[Drained], delays: list[float], job
     return {
         "engine": cell[0],
         "workers": cell[1],
+        "cores": drained[0].cores,
         "jobs": jobs,
         "jobs/s": statistics.median(one.jobs_per_s for one in drained),
         "enqueued/s": statistics.median(one.enqueued_per_s for one in drained),

@@ -19,21 +19,24 @@ from tests.support.upstream import HANG, Reply, Request, Upstream
 pytestmark = pytest.mark.timeout(60)
 
 COOLOFF_S: Final = 1.5
-KEYS: Final = ("hr-up-key-1", "hr-up-key-2", "hr-up-key-3")
 CONFIG: Final = """
 backends:
   - {name: a, kind: vllm, base_url: "${HEADRACE_TEST_A}", health_path: ""}
   - {name: b, kind: vllm, base_url: "${HEADRACE_TEST_B}", health_path: ""}
   - {name: small, kind: vllm, base_url: "${HEADRACE_TEST_A}", health_path: "", concurrency: 3}
-  - {name: keyed, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "", api_keys: [%s]}
+  - {name: limited, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "", api_keys: [l-key-1, l-key-2, l-key-3]}
+  - {name: revoked, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "", api_keys: [r-key-1, r-key-2, r-key-3]}
+  - {name: spent, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "", api_keys: [s-key-1, s-key-2, s-key-3]}
 models:
   only: {targets: [{backend: a, model: m}]}
   chain: {targets: [{backend: a, model: m}, {backend: b, model: m}]}
   shared: {targets: [{backend: a, model: m, weight: 1}, {backend: b, model: m, weight: 1}]}
   hedged: {targets: [{backend: a, model: m}, {backend: b, model: m}], hedge_after_ms: 100}
   small: {targets: [{backend: small, model: m}]}
-  keyed: {targets: [{backend: keyed, model: m}]}
-""" % ", ".join(KEYS)
+  limited: {targets: [{backend: limited, model: m}]}
+  revoked: {targets: [{backend: revoked, model: m}]}
+  spent: {targets: [{backend: spent, model: m}]}
+"""
 
 Behaviour = Callable[[Request], Reply]
 
@@ -138,10 +141,10 @@ def _shared(models: tuple[Model, Model], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def fleet(_shared: Fleet, models: tuple[Model, Model]) -> Iterator[Fleet]:
-    """The fleet, with every breaker closed and every key usable."""
+    """The fleet, with every breaker closed."""
     for model in models:
         model.reset()
-    for name in (*_shared.redis.command("KEYS", "hr:{b:*}:breaker"), *_shared.redis.command("KEYS", "hr:{b:*}:keys")):
+    for name in _shared.redis.command("KEYS", "hr:{b:*}:breaker"):
         _shared.redis.command("DEL", name)
     yield _shared
     for name, member in _shared.members.items():
@@ -151,7 +154,7 @@ def fleet(_shared: Fleet, models: tuple[Model, Model]) -> Iterator[Fleet]:
 @pytest.fixture
 def client(fleet: Fleet) -> Iterator[httpx.Client]:
     with fleet.client(0) as one:
-        until(lambda: _breakers(one) == {"closed"}, 10, "a worker still takes a breaker for open")
+        until(lambda: _states(one, "a") == {"closed"}, 10, "a worker still takes a breaker for open")
         yield one
 
 
@@ -209,7 +212,7 @@ def test_a_backend_that_is_well_again_is_found_by_one_probe_of_the_whole_fleet(
     a.requests.clear()
     a.behaviour = answer
     a.held.clear()
-    until(lambda: _states(client, "a") == {"half_open"} or print(client.get("/workers").json()) , 10, "the cool-off did not end")
+    until(lambda: _states(client, "a") == {"half_open"}, 10, "the cool-off did not end")
     with fleet.client(0) as other:
         probe = threading.Thread(target=lambda: chat(other, "only"))
         probe.start()
@@ -336,25 +339,25 @@ def _limited(bad: str, status: int, **headers: str) -> Behaviour:
     return behave
 
 
-@pytest.mark.parametrize("status", [429, 401])
+@pytest.mark.parametrize(("model", "status"), [("limited", 429), ("revoked", 401)])
 def test_a_refused_key_is_left_alone_by_the_whole_fleet_and_callers_see_nothing_of_it(
-    status: int, client: httpx.Client, fleet: Fleet, models: tuple[Model, Model]
+    model: str, status: int, client: httpx.Client, fleet: Fleet, models: tuple[Model, Model]
 ) -> None:
     a, _ = models
-    a.behaviour = _limited(KEYS[0], status, retry_after="30")
-    until(lambda: chat(client, "keyed").status_code == 200 and _used(a)[KEYS[0]] == 1, 10, "the key was not used")
-    until(lambda: _usable_keys(client) == {2}, 5, "a worker has not heard of it")
-    before = _used(a)[KEYS[0]]
-    assert [chat(client, "keyed").status_code for _ in range(12)] == [200] * 12
+    bad = f"{model[0]}-key-1"
+    a.behaviour = _limited(bad, status, retry_after="30")
+    until(lambda: chat(client, model).status_code == 200 and _used(a)[bad] > 0, 10, "the key was not used")
+    until(lambda: _usable_keys(client, model) == {2}, 5, "a worker has not heard of it")
+    assert [chat(client, model).status_code for _ in range(12)] == [200] * 12
     used = _used(a)
-    assert used[KEYS[0]] == before == 1
-    assert used[KEYS[1]] > 0 and used[KEYS[2]] > 0
-    assert not any(key in fleet.logs() for key in KEYS)
+    assert used[bad] == 1
+    assert used[f"{model[0]}-key-2"] > 0 and used[f"{model[0]}-key-3"] > 0
+    assert bad not in fleet.logs()
 
 
-def _usable_keys(client: httpx.Client) -> set[int]:
+def _usable_keys(client: httpx.Client, backend: str) -> set[int]:
     rows = [row for worker in client.get("/workers").json() for row in worker["backend_states"]]
-    return {row["keys"]["usable"] for row in rows if row["name"] == "keyed"}
+    return {row["keys"]["usable"] for row in rows if row["name"] == backend}
 
 
 def test_a_key_whose_limit_is_used_up_rests_until_its_reset_and_is_used_again(
@@ -364,11 +367,12 @@ def test_a_key_whose_limit_is_used_up_rests_until_its_reset_and_is_used_again(
 
     def spent(request: Request) -> Reply:
         reply = answer(request)
-        if request.headers["authorization"].endswith(KEYS[1]):
+        if request.headers["authorization"].endswith("s-key-2"):
             reply.headers |= {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1200ms"}
         return reply
 
     a.behaviour = spent
-    until(lambda: chat(client, "keyed").status_code == 200 and _used(a)[KEYS[1]] == 1, 10)
-    until(lambda: chat(client, "keyed").status_code == 200 and _used(a)[KEYS[1]] == 2, 10, "it was not used again")
-    assert _used(a)[KEYS[0]] > 1
+    until(lambda: chat(client, "spent").status_code == 200 and _used(a)["s-key-2"] == 1, 10)
+    until(lambda: _usable_keys(client, "spent") == {2}, 5, "a worker has not heard of it")
+    until(lambda: chat(client, "spent").status_code == 200 and _used(a)["s-key-2"] == 2, 10, "it was not used again")
+    assert _used(a)["s-key-1"] > 1

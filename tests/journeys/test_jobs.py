@@ -168,7 +168,7 @@ def test_a_job_that_no_worker_takes_by_its_deadline_expires(client: httpx.Client
     with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
         *places, end = frames(answer.read())
     assert end.json["error"]["code"] == "timeout"
-    assert all(frame.event == "queue" for frame in places)
+    assert all(frame.name == "queue" for frame in places)
     found = when(client, job_id)
     assert (found["status"], found["attempt"], found["error"]["code"]) == ("expired", 0, "timeout")
 

@@ -64,6 +64,8 @@ async def test_a_worker_alone_may_have_all_of_them_and_none_above(redis_server: 
         assert await r.renew("a", 50, 10) == 10
         assert await r.slots.read(B) == {"a": (10, 10)}
         assert await r.renew("a", 0) == 0
+        await r.renew("a", 0)
+        assert await r.slots.read(B) == {"a": (0, 0)}
 
 
 async def test_backends_are_counted_apart(redis_server: RedisServer) -> None:
@@ -83,10 +85,21 @@ async def test_a_newcomer_gets_only_what_is_free_and_the_rest_as_calls_end(redis
         # It is told its fair share, and uses more until its calls end.
         assert await r.renew("a", 10, 10) == 5
         assert await r.renew("b", 10) == 0
+        assert await r.slots.read(B) == {"a": (10, 10), "b": (0, 0)}
         assert await r.renew("a", 10, 8) == 5
         assert await r.renew("b", 10) == 2
         assert await r.renew("a", 10, 5) == 5
         assert await r.renew("b", 10, 2) == 5
+
+
+async def test_what_a_worker_was_told_before_is_its_own_until_it_renews_again(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        assert await r.renew("a", 10, 2) == 10
+        assert await r.renew("a", 4, 2) == 4
+        # Before that reply came it may have begun ten calls.
+        assert await r.renew("b", 10) == 0
+        assert await r.renew("a", 4, 4) == 4
+        assert await r.renew("b", 10) == 6
 
 
 async def test_what_was_granted_counts_though_it_is_not_in_use_yet(redis_server: RedisServer) -> None:
@@ -112,7 +125,7 @@ async def test_shares_are_max_min_fair_by_what_each_wants(
 ) -> None:
     async with rig(redis_server) as r:
         granted: list[int] = []
-        for _ in range(3):
+        for _ in range(4):
             granted = [await r.renew(f"w{i}", want) for i, want in enumerate(wants)]
         assert [got for got, share in zip(granted, shares, strict=True) if share is not None] == [
             share for share in shares if share is not None
@@ -127,7 +140,7 @@ async def test_what_no_division_gives_out_goes_round(redis_server: RedisServer) 
         had: set[int] = set()
         granted: list[int] = []
         for _ in range(3):
-            for _ in range(2):
+            for _ in range(3):
                 granted = await r.all_renew("abc", 5)
             assert sorted(granted) == [0, 0, 1]
             had.add(granted.index(1))
@@ -170,6 +183,7 @@ async def test_a_worker_that_wakes_after_its_lease_starts_nothing_beside_its_suc
         assert await r.renew("b", 10) == 10
         assert await r.renew("sleeps", 10, 10) == 0
         # The calls it still has count for the others, too.
+        assert await r.renew("b", 10, 4) == 0
         assert await r.renew("b", 10, 4) == 0
         assert await r.renew("sleeps", 10, 2) == 5
         assert await r.renew("b", 10, 4) == 5
@@ -220,6 +234,7 @@ class Crowd:
     def __init__(self, stores: list[Store], drawn: random.Random) -> None:
         self.stores = stores
         self.drawn = drawn
+        self.slots = [BackendSlots(store) for store in stores]
         self.fleet = [Holder(f"w{number}") for number in range(12)]
         self.dead: list[Holder] = []
         self.now_ms = 0
@@ -230,12 +245,14 @@ class Crowd:
         await asyncio.gather(*turns)
 
     async def renew(self, number: int, holder: Holder) -> None:
-        slots = BackendSlots(self.stores[number % len(self.stores)])
-        want = self.drawn.randrange(24)
+        slots, want = self.slots[number % len(self.slots)], self.drawn.randrange(24)
+        renewal = slots.renew(B, holder.name, want=want, in_use=holder.in_use, most=self.most, lease_ms=LEASE_MS)
+        reply = asyncio.ensure_future(renewal)
+        await asyncio.sleep(0)
+        # It is on its way: calls begin and end by what the worker was told before.
+        holder.in_use = self.drawn.randint(0, max(holder.granted, holder.in_use))
         holder.lease_end_ms = self.now_ms + LEASE_MS
-        holder.granted = await slots.renew(
-            B, holder.name, want=want, in_use=holder.in_use, most=self.most, lease_ms=LEASE_MS
-        )
+        holder.granted = await reply
 
     def taken(self) -> int:
         """Slots that are used or may be at any moment."""
@@ -289,6 +306,12 @@ class Row:
     want: int
     in_use: int
     ends_ms: int
+    before: int
+
+    @property
+    def counts(self) -> int:
+        """What it keeps from others."""
+        return max(self.granted, self.in_use, self.before)
 
 
 def fair_level(wants: list[int], most: int) -> tuple[int, bool]:
@@ -335,12 +358,16 @@ class Fleet(RuleBasedStateMachine):
         want = in_use + more
         granted = self.loop.run(self.r.renew(worker, want, in_use))
         others = {name: row for name, row in self.rows.items() if name != worker and row.ends_ms > self.now_ms}
-        free = self.r.most - sum(max(row.granted, row.in_use) for row in others.values())
+        free = self.r.most - sum(row.counts for row in others.values())
         level, one_more = fair_level([want, *(row.want for row in others.values())], self.r.most)
         fair = {min(want, level)} | ({min(want, level + 1)} if one_more else set())
         assert granted in {max(0, min(share, free)) for share in fair}
-        self.rows = {**others, worker: Row(granted, want, in_use, self.now_ms + LEASE_MS)}
-        self.told[worker] = granted
+        self.rows = {**others, worker: self.row(worker, granted, want, in_use)}
+
+    def row(self, worker: str, granted: int, want: int, in_use: int) -> Row:
+        """A lease after a renewal; the worker has been told."""
+        before, self.told[worker] = self.told.get(worker, 0), granted
+        return Row(granted, want, in_use, self.now_ms + LEASE_MS, before)
 
     @rule(worker=NAMES, number=st.integers(1, 8))
     def begins_calls(self, worker: str, number: int) -> None:
@@ -354,9 +381,8 @@ class Fleet(RuleBasedStateMachine):
         self.using[worker] = max(0, self.using.get(worker, 0) - number)
 
     @rule(worker=NAMES)
-    def dies(self, worker: str) -> None:
+    def all_its_calls_end(self, worker: str) -> None:
         self.using[worker] = 0
-        self.told[worker] = 0
 
     @rule(worker=NAMES)
     def gives_up(self, worker: str) -> None:
@@ -372,16 +398,15 @@ class Fleet(RuleBasedStateMachine):
 
     @rule()
     def calls_end_and_all_renew(self) -> None:
-        """Once nothing runs, two rounds bring everybody to the fair share, and nothing that is wanted stays unused."""
+        """Once nothing runs, a few rounds bring everybody to the fair share, and nothing that is wanted stays unused."""
         live = {name: row for name, row in self.rows.items() if row.ends_ms > self.now_ms}
         for name in live:
             self.using[name] = 0
         granted: dict[str, int] = {}
-        for _ in range(3):
+        for _ in range(4):
             for name, row in live.items():
                 granted[name] = self.loop.run(self.r.renew(name, row.want, 0))
-                self.rows[name] = Row(granted[name], row.want, 0, self.now_ms + LEASE_MS)
-                self.told[name] = granted[name]
+                self.rows[name] = self.row(name, granted[name], row.want, 0)
         wants = [row.want for row in live.values()]
         level, _ = fair_level(wants, self.r.most)
         assert all(granted[name] >= min(row.want, level) for name, row in live.items())
@@ -389,7 +414,11 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def the_server_knows_what_the_model_knows(self) -> None:
-        live = {name: (row.granted, row.in_use) for name, row in self.rows.items() if row.ends_ms > self.now_ms}
+        live = {
+            name: (max(row.granted, row.before), row.in_use)
+            for name, row in self.rows.items()
+            if row.ends_ms > self.now_ms
+        }
         assert self.loop.run(self.r.slots.read(B)) == live
 
     @invariant()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -113,6 +114,12 @@ class PostgresServer:
             sql,
         ]
         return self._run(*words).splitlines()
+
+    def fresh(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"test_{secrets.token_hex(8)}"
+        self.query(f"CREATE DATABASE {name}")
+        return self.url.removesuffix("postgres") + name
 
     def log(self) -> str:
         """The end of what it has said."""

@@ -66,10 +66,13 @@ class Server:
         return Embedded([pack(vector_of(one)) for one in inputs], Usage(10 * len(inputs)))
 
 
-def member(*inputs: Any, number: int = 0, tokens: int = 1, failures: int = 0, **fields: Any) -> Member:
+def job_of(*inputs: Any, tokens: int = 1, **fields: Any) -> Job:
     body = {"model": "m", "input": list(inputs), **fields.pop("body", {})}
-    job = Job(f"job-{number}", "default", "t", "/v1/embeddings", "m", body, prompt_tokens=tokens, **fields)
-    return Member(Claim(job, 1, 1, failures, 0, 60_000, 0), list(inputs), ends_s=1e9)
+    return Job("job-0", "default", "t", "/v1/embeddings", "m", body, prompt_tokens=tokens, **fields)
+
+
+def member(*inputs: Any, failures: int = 0, tokens: int = 1) -> Member:
+    return Member(Claim(job_of(*inputs, tokens=tokens), 1, 1, failures, 0, 60_000, 0), list(inputs), ends_s=1e9)
 
 
 def together(gatherer: Gatherer, *members: Member) -> list[asyncio.Task[Part | Missing]]:
@@ -148,16 +151,16 @@ async def test_a_call_has_a_most_of_tokens() -> None:
     ],
 )
 def test_jobs_that_differ_do_not_go_together(other: dict[str, Any]) -> None:
-    assert key_of(member("a")) != key_of(member("a", **other))
+    assert key_of(job_of("a")) != key_of(job_of("a", **other))
 
 
 def test_tokens_and_texts_do_not_go_together() -> None:
-    assert key_of(member("a")) != key_of(member([1]))
+    assert key_of(job_of("a")) != key_of(job_of([1]))
 
 
 @pytest.mark.parametrize("own", [{"encoding_format": "float"}, {"metadata": {"x": 1}}, {"dimensions": None}])
 def test_what_is_no_part_of_the_call_keeps_nobody_apart(own: dict[str, Any]) -> None:
-    assert key_of(member("a")) == key_of(member("b", body=own))
+    assert key_of(job_of("a")) == key_of(job_of("b", body=own))
 
 
 # --- when something is wrong ------------------------------------------------------------------------------------------

@@ -1,0 +1,224 @@
+"""A master dies, freezes or is replaced under load: every process finds the next one, and what was lost is said."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import httpx
+import pytest
+
+from common import keys
+from tests.support.fleet import Fleet
+from tests.support.history import DONE, Journal
+from tests.support.reader import Caller, Refused, numbered, until
+from tests.support.redis_server import RedisServer
+from tests.support.sentinel import FailoverGroup
+from tests.support.stage import LEASE_S, POOL, say
+
+pytestmark = pytest.mark.timeout(120)
+
+# What is promised of a request, and of the time after an election; the rest is for a busy machine.
+HANG_LIMIT_S: Final = 2.0 + 0.6
+RECOVERY_LIMIT_S: Final = 5.0 + 2.5
+TOLD_LIMIT_S: Final = 20.0
+# What a reader may be told where a failover took its job, or the tokens that it already has.
+TOLD: Final = {"stream_lost", "stream_expired", "upstream_interrupted", "job_not_found", "not_found"}
+
+
+@pytest.fixture(scope="module")
+def _group_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FailoverGroup]:
+    group = FailoverGroup(tmp_path_factory.mktemp("group"))
+    try:
+        yield group.start()
+    finally:
+        group.stop()
+
+
+@pytest.fixture(scope="module")
+def _fleet_of_all(_group_of_all: FailoverGroup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    place = tmp_path_factory.mktemp("sentinel")
+    times = {"lease_s": LEASE_S, "disconnect_grace_s": 1, "drain_s": 3, "keepalive_s": 1}
+    fleet = Fleet(place, gateways=2, workers=2, redis_url=_group_of_all.url, **times)
+    try:
+        yield fleet.start()
+    finally:
+        fleet.stop()
+
+
+@pytest.fixture
+def group(_group_of_all: FailoverGroup) -> FailoverGroup:
+    """The group with everything at work."""
+    _group_of_all.mend()
+    return _group_of_all
+
+
+@pytest.fixture
+def fleet(group: FailoverGroup, _fleet_of_all: Fleet) -> Iterator[Fleet]:
+    """Two gateways, two workers and a scheduler; none of them may end, or log a fault of its own."""
+    before = {name: member.pid for name, member in _fleet_of_all.members.items()}
+    yield _fleet_of_all
+    assert {name: member.pid for name, member in _fleet_of_all.members.items() if member.runs} == before
+    for name, member in _fleet_of_all.members.items():
+        assert "Traceback" not in member.log(), f"{name}:\n{member.log()[-6000:]}"
+
+
+@dataclass
+class Load:
+    """Jobs submitted one after the other at each gateway until told to stop, and how long each answer took."""
+
+    acknowledged: list[str] = field(default_factory=list[str])
+    took_s: list[float] = field(default_factory=list[float])
+    refused: Counter[int] = field(default_factory=Counter[int])
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def go_on(self, caller: Caller, url: str) -> None:
+        while not self.over.is_set():
+            began_s = time.monotonic()
+            try:
+                self.acknowledged.append(await caller.submit(numbered(5, token_ms=10), url))
+            except Refused as refused:
+                self.refused[refused.status] += 1
+            self.took_s.append(time.monotonic() - began_s)
+            await asyncio.sleep(0.02)
+
+
+def _caller(fleet: Fleet) -> Caller:
+    return Caller([fleet.url(0), fleet.url(1)])
+
+
+@pytest.mark.parametrize("trouble", ["killed", "frozen", "demoted"])
+async def test_a_fleet_under_load_follows_a_failover_by_itself(
+    fleet: Fleet, group: FailoverGroup, trouble: str
+) -> None:
+    harm = {"killed": group.kill_master, "frozen": group.freeze_master, "demoted": group.demote_master}[trouble]
+    load = Load()
+    async with _caller(fleet) as caller:
+        journals = [Journal(tokens=150) for _ in range(10)]
+        streams = [asyncio.create_task(_read(caller, journal, 150)) for journal in journals]
+        loads = [asyncio.create_task(load.go_on(caller, fleet.url(number))) for number in (0, 1)]
+        await until(lambda: all(journal.seen >= 3 for journal in journals), "no tokens came")
+        harmed_s = time.monotonic()
+        before = await asyncio.to_thread(harm)
+        await asyncio.to_thread(group.wait_for_successor, before.port)
+        elected_s = time.monotonic()
+        say(f"master {trouble}: a successor was elected after", harmed_s)
+        await _all_work(caller, fleet, group.master, elected_s)
+        load.over.set()
+        await asyncio.gather(*loads)
+        ended_s = time.monotonic()
+        async with asyncio.timeout(TOLD_LIMIT_S):
+            ends = Counter(await asyncio.gather(*streams))
+            states = await asyncio.gather(*(_state(caller, job_id) for job_id in load.acknowledged))
+        say("… every stream was at its end and every job found or missed after another", ended_s)
+    counted = Counter(states)
+    sys.stdout.write(
+        f"… {len(states)} jobs acknowledged, {counted['lost']} of them lost; refused {dict(load.refused)}; the "
+        f"longest answer took {max(load.took_s):.2f} s; streams ended {dict(ends)}\n"
+    )
+    assert set(counted) <= {"succeeded", "lost"}
+    assert set(load.refused) <= {503}
+    assert max(load.took_s) < HANG_LIMIT_S
+    assert [problem for journal in journals for problem in journal.problems] == []
+    assert set(ends) <= TOLD | {DONE}
+
+
+async def test_what_a_failover_loses_is_told_at_once_and_never_spliced(fleet: Fleet, group: FailoverGroup) -> None:
+    async with _caller(fleet) as caller:
+        old = [Journal(tokens=200) for _ in range(4)]
+        streams = [asyncio.create_task(_read(caller, journal, 200)) for journal in old]
+        await until(lambda: all(journal.seen >= 3 for journal in old), "no tokens came")
+        await asyncio.to_thread(_cut_off_from_replicas, group.master)
+        lost = [await caller.submit(numbered(5)) for _ in range(10)]
+        young = [Journal(tokens=200) for _ in range(4)]
+        streams += [asyncio.create_task(_read(caller, journal, 200)) for journal in young]
+        await until(lambda: all(journal.seen >= 3 for journal in young), "no tokens came")
+        before = await asyncio.to_thread(group.kill_master)
+        await asyncio.to_thread(group.wait_for_successor, before.port)
+        elected_s = time.monotonic()
+        async with asyncio.timeout(TOLD_LIMIT_S):
+            ends = await asyncio.gather(*streams)
+            states = await asyncio.gather(*(_state(caller, job_id) for job_id in lost))
+        say("what was lost had been told to its readers, after the election, in", elected_s)
+        await _all_work(caller, fleet, group.master, elected_s)
+    sys.stdout.write(f"… jobs {dict(Counter(states))}; streams {dict(Counter(ends))}\n")
+    assert set(states) == {"lost"}
+    assert [problem for journal in (*old, *young) for problem in journal.problems] == []
+    assert set(ends) <= TOLD
+
+
+def _cut_off_from_replicas(master: RedisServer) -> None:
+    """Has nothing that it takes from now on reach a replica: they may not connect again without a password."""
+    master.command("CONFIG", "SET", "requirepass", "unknown")
+    master.command("CLIENT", "KILL", "TYPE", "replica")
+
+
+async def _read(caller: Caller, journal: Journal, tokens: int) -> str:
+    """How a stream ended for its reader: with its last event, or with what was said when it was to be resumed."""
+    try:
+        await caller.chat(numbered(tokens, token_ms=30), journal)
+    except Refused as refused:
+        return refused.code
+    return journal.end or "no end"
+
+
+async def _state(caller: Caller, job_id: str) -> str:
+    try:
+        return str((await caller.ended(job_id))["status"])
+    except Refused as refused:
+        assert refused.status == 404, refused
+        return "lost"
+
+
+async def _all_work(caller: Caller, fleet: Fleet, master: RedisServer, since_s: float) -> None:
+    """Waits until both gateways answer, both workers hold leases of the new master, and the scheduler promotes."""
+    await asyncio.gather(
+        _until_answered(caller, fleet.url(0), "gateway-0", since_s),
+        _until_answered(caller, fleet.url(1), "gateway-1", since_s),
+        _until_leased(fleet, master, since_s),
+        _until_promoted(caller, since_s),
+    )
+
+
+async def _until_answered(caller: Caller, url: str, name: str, since_s: float) -> None:
+    async with asyncio.timeout(RECOVERY_LIMIT_S):
+        while True:
+            try:
+                answer = await caller.http.post(url + "/v1/chat/completions", json=numbered(3))
+            except httpx.TransportError:
+                pass
+            else:
+                if answer.is_success:
+                    break
+                assert answer.status_code in (410, 503), answer.text
+            await asyncio.sleep(0.02)
+    say(f"… {name} gave a whole answer, after the election, in (5 s promised)", since_s)
+
+
+async def _until_leased(fleet: Fleet, master: RedisServer, since_s: float) -> None:
+    pids = {str(member.pid) for name, member in fleet.members.items() if name.startswith("worker")}
+
+    def leased() -> bool:
+        flat: list[bytes] = master.command("ZRANGE", keys.workers(POOL), 0, -1, "WITHSCORES")
+        now_ms = int(master.command("TIME")[0]) * 1000
+        rows = zip(flat[::2], flat[1::2], strict=True)
+        return {raw.decode().split(".")[1] for raw, ends in rows if float(ends) > now_ms} == pids
+
+    await until(leased, "a worker did not come back", RECOVERY_LIMIT_S)
+    say("… both workers held their leases, after the election, in (5 s promised)", since_s)
+
+
+async def _until_promoted(caller: Caller, since_s: float) -> None:
+    async with asyncio.timeout(RECOVERY_LIMIT_S):
+        while True:
+            try:
+                await caller.ended(await caller.submit(numbered(1), delay_ms=10), limit_s=3)
+            except (Refused, TimeoutError):
+                continue
+            break
+    say("… the scheduler promoted a job, after the election, in (5 s promised)", since_s)
