@@ -15,11 +15,11 @@ import structlog
 
 from common.clock import Clock
 from common.contracts import Failure, Job, Outcome, State
-from common.errors import HeadraceError, LedgerUnavailable, StoreUnavailable
+from common.errors import HeadraceError, KeyReused, LedgerUnavailable, StoreUnavailable
 from common.ledger.journal import JournalLedger
 from common.ledger.rows import Accepted, End, Entry
 from common.outbox import Outbox
-from common.queue import Admitted, Queue, Record
+from common.queue import Admitted, Queue, Record, Submitted
 from common.store import Store
 from gateway.admission import Admission
 from gateway.listing import Listing
@@ -188,6 +188,8 @@ class Journal:
         """
         if self._writer is None:
             return Acceptance(job, await self._admission.admit(job))
+        if job.idempotency and (known := await self._known(job)) is not None:
+            return known
         ends_s = asyncio.get_running_loop().time() + LONGEST_WAIT_S
         self._pressure.check()
         job = replace(job, journal=True)
@@ -201,6 +203,19 @@ class Journal:
         if not kept:
             return Acceptance(job, await self._admission.admit(replace(job, journal=False)))
         return Acceptance(job, await self._enqueue(job, ends_s))
+
+    async def _known(self, job: Job) -> Acceptance | None:
+        """What an earlier request with the same idempotency key got; None where there was none. Raises KeyReused."""
+        assert self._ledger is not None
+        if await self._queue.by_key(job.pool, job.tenant, job.idempotency) is not None:
+            return Acceptance(job, await self._admission.admit(job))
+        # A store that lost everything lost its keys too.
+        entry = await self._ledger.by_key(job.tenant, job.idempotency)
+        if entry is None:
+            return None
+        if entry.accepted.fingerprint != job.fingerprint:
+            raise KeyReused()
+        return Acceptance(job, Admitted(Submitted.DUPLICATE, entry.accepted.id, entry.accepted.created_ms, 0))
 
     async def _row(self, job: Job) -> Accepted:
         # By the store's clock; and a store that is away is told now, with nothing written.

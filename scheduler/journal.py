@@ -36,6 +36,7 @@ class JournalParams:
     grace_s: float = 2.5
     mark_life_s: float = 15.0
     result_life_s: float = 86_400
+    key_life_s: float = 86_400
     tidy_s: float = 60.0
     most: int = 200
     most_batches: int = 20
@@ -232,10 +233,12 @@ class Journal:
     async def _tidy(self) -> int:
         if self._clock.monotonic_s() - self._tidied_s < self._params.tidy_s:
             return 0
-        before_ms = await self._queue.now_ms() - int(self._params.result_life_s * 1000)
+        now_ms, params = await self._queue.now_ms(), self._params
+        ended_ms = now_ms - int(params.result_life_s * 1000)
+        keyed_ms = now_ms - int(max(params.result_life_s, params.key_life_s) * 1000)
         forgotten = 0
-        for _ in range(self._params.most_batches):
-            batch = await self._ledger.forget(ended_before_ms=before_ms, most=self._params.most)
+        for _ in range(params.most_batches):
+            batch = await self._ledger.forget(ended_before_ms=ended_ms, keyed_before_ms=keyed_ms, most=params.most)
             forgotten += batch
             if batch < self._params.most:
                 break

@@ -53,7 +53,7 @@ def make_journal(settings: Settings, store: Store, clock: Clock, database: Datab
     retention = Retention(settings.result_retention_s, settings.stream_retention_s, settings.idempotency_retention_s)
     # What was accepted is not refused now, however much waits.
     queue = Queue(store, retention=retention, most_in_lane=UNBOUNDED, most_waiting=UNBOUNDED)
-    params = JournalParams(result_life_s=settings.result_retention_s)
+    params = JournalParams(result_life_s=settings.result_retention_s, key_life_s=settings.idempotency_retention_s)
     return Journal(JournalLedger(database), Outbox(store), queue, clock, settings.all_pools, params)
 
 

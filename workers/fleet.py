@@ -61,7 +61,6 @@ class Fleet:
             worker_id=worker_id,
             lease_s=settings.lease_s,
             most=settings.worker_concurrency,
-            renewed=self._look_for_room,
         )
         self.keys = {row.name: KeyPool(_secrets(row), clock) for row in rows if row.api_keys}
         self._pools = settings.pools
@@ -130,7 +129,7 @@ class Fleet:
     async def follow(self) -> None:
         """Keeps all of this up to date for as long as it runs."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.slots.follow(), name="slots")
+            group.create_task(self.slots.follow(self._look_for_room), name="slots")
             group.create_task(self.breakers.report(), name="breaker reports")
             group.create_task(self._read_on(), name="backends")
 

@@ -64,7 +64,7 @@ class Process:
             clock,
             worker_id=lambda: self.worker.id,
             metrics=self.metrics,
-            room=lambda: self.worker.wake(),
+            room=self._look_for_work,
         )
         streams = StreamStore(self.store, disconnect_grace_s=settings.disconnect_grace_s)
         self.publisher = Publisher(streams, clock, worker_id=lambda: self.worker.id, refused=self._refused)
@@ -92,6 +92,9 @@ class Process:
         queue = Queue(self.store, retention=Retention.of(settings))
         self.worker = PoolWorker(self.store, queue, clock, duties, options)
         self.metrics.watch_running(lambda: self.worker.running)
+
+    def _look_for_work(self) -> None:
+        self.worker.wake()
 
     def _refused(self, job_id: str, why: Refusal) -> None:
         log.warning("worker.tokens_refused", job_id=job_id, why=why.name)

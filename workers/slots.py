@@ -106,14 +106,12 @@ class Slots:
         worker_id: Callable[[], str],
         lease_s: float,
         most: int,
-        renewed: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._most = most
-        self._renewed = renewed
         self._backends = {row.name: row for row in backends}
         self._short: set[str] = set()
         self._call = asyncio.Event()
@@ -136,8 +134,8 @@ class Slots:
 
     # --- the lease ----------------------------------------------------------------------------------------------------
 
-    async def follow(self) -> None:
-        """Renews all leases each second, and a backend's at once when its line wants more."""
+    async def follow(self, renewed: Callable[[], None]) -> None:
+        """Renews all leases each second, and a backend's at once when its line wants more; `renewed` is told."""
         due_s = 0.0
         while True:
             now_s = self._clock.monotonic_s()
@@ -147,6 +145,7 @@ class Slots:
             short, self._short = list(self._short), set()
             self._call.clear()
             await self._renew(short)
+            renewed()
             await self._pause(due_s - self._clock.monotonic_s())
 
     async def _pause(self, seconds: float) -> None:
@@ -165,7 +164,6 @@ class Slots:
             await asyncio.gather(*(self._renew_one(name, fade=fade) for name in names))
             if fade:
                 await asyncio.gather(*(self._look(name) for name in names))
-            self._renewed()
         except HeadraceError as error:
             log.warning("slots.store_trouble", error=error.failure.message)
             self._expire()

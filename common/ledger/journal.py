@@ -21,6 +21,7 @@ _ACCEPTED_NAMES: Final = ("id", "pool", "tenant", "spec", "idempotency", "finger
 _END_NAMES: Final = ("status", "outcome", "result", "fence", "attempt", "failures", "started_ms", "finished_ms")
 _HEAD: Final = [JOBS.c[name] for name in _ACCEPTED_NAMES]
 _OPEN: Final = JOBS.c.status.is_(None)
+_KEYED: Final = JOBS.c.idempotency != ""
 
 
 class JournalLedger:
@@ -61,6 +62,12 @@ class JournalLedger:
         """The job, or None where the ledger does not have it (or no longer)."""
 
         found = await self._entries(select(JOBS).where(JOBS.c.id == job_id), REQUEST_LIMIT_S)
+        return found[0] if found else None
+
+    async def by_key(self, tenant: str, idempotency: str) -> Entry | None:
+        """The tenant's newest job that came with this idempotency key, or None."""
+        keyed = select(JOBS).where(JOBS.c.tenant == tenant, JOBS.c.idempotency == idempotency, _KEYED)
+        found = await self._entries(keyed.order_by(JOBS.c.created_ms.desc()).limit(1), REQUEST_LIMIT_S)
         return found[0] if found else None
 
     async def of_tenant(self, tenant: str, *, most: int, below: tuple[int, str] | None = None) -> list[tuple[int, str]]:
@@ -131,10 +138,12 @@ class JournalLedger:
         some = select(*_HEAD, JOBS.c.cancel_asked, JOBS.c.status).where(JOBS.c.id.in_(fitting)).order_by(JOBS.c.id)
         return await self._entries(some, ROUND_LIMIT_S)
 
-    async def forget(self, *, ended_before_ms: int, most: int) -> int:
-        """The number of jobs deleted that ended before then, the oldest first."""
-        oldest = select(JOBS.c.id).where(JOBS.c.status.is_not(None), JOBS.c.finished_ms < ended_before_ms)
-        oldest = oldest.order_by(JOBS.c.finished_ms).limit(most)
+    async def forget(self, *, ended_before_ms: int, keyed_before_ms: int, most: int) -> int:
+        """The number of jobs deleted that ended before then, the oldest first; those with a key have a time of their own."""
+        too_old = case((_KEYED, keyed_before_ms), else_=ended_before_ms)
+        latest_ms = max(ended_before_ms, keyed_before_ms)
+        oldest = select(JOBS.c.id).where(JOBS.c.status.is_not(None), JOBS.c.finished_ms < latest_ms)
+        oldest = oldest.where(JOBS.c.finished_ms < too_old).order_by(JOBS.c.finished_ms).limit(most)
 
         async def work(connection: AsyncConnection) -> int:
             return (await connection.execute(delete(JOBS).where(JOBS.c.id.in_(oldest)))).rowcount

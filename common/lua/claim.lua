@@ -18,7 +18,7 @@
 -- Derives `job:`, `stream:`, `lane:`, `held:`, `delayed` keys.
 local lanes, fair, workers, bell, held, waiting, warm, capacity = unpack(KEYS)
 local prefix, offset_ms, worker, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], math.min(tonumber(ARGV[4]), 1000)
-local most_dropped = 1000
+local most_dropped, most_warm = 1000, 4096
 local window, share, retention_ms = tonumber(ARGV[5]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local slack_ms = {[0] = 0, tonumber(ARGV[6]), tonumber(ARGV[7])}
 local hold_ms, most_passes, least_age_ms, warm_ms = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
@@ -137,7 +137,10 @@ local function take(lane, member, tag, on_share)
   redis.call('PEXPIRE', stream, deadline_ms - now_ms + retention_ms)
   local key = key_of(member)
   if key ~= '' then
-    redis.call('HSET', warm, key, worker)
+    -- Bounded by forgetting any: which keys are in use, the next claims tell again.
+    if redis.call('HSET', warm, key, worker) == 1 and redis.call('HLEN', warm) > most_warm then
+      redis.call('HDEL', warm, redis.call('HRANDFIELD', warm))
+    end
     redis.call('PEXPIRE', warm, warm_ms)
   end
   count = count + 1

@@ -268,6 +268,11 @@ def job_record(record: Record) -> JsonObject:
     }
 
 
+def listed(record: Record) -> Record:
+    """The record as lists show it: embeddings, of which a page would be gigabytes, only the job itself shows."""
+    return replace(record, result=None) if record.job.endpoint == EMBEDDINGS_ENDPOINT else record
+
+
 def _answer(record: Record) -> JsonObject | orjson.Fragment | None:
     if not record.result:
         return None

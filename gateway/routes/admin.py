@@ -1,4 +1,4 @@
-"""What operators do: send a worker away; and what each tenant may do about its dead letters: look, and run them anew."""
+"""What operators do: send a worker away. What each tenant may do about its dead letters: look, and run them anew."""
 
 from __future__ import annotations
 

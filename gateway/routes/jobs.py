@@ -15,7 +15,7 @@ from common.queue import Cancelling, Record
 from gateway.admission import BACKGROUND
 from gateway.answers import REPLAYED, job_headers, shaped
 from gateway.auth import Principal
-from gateway.dialects.native import in_body, job_record, parse_job_submission
+from gateway.dialects.native import in_body, job_record, listed, parse_job_submission
 from gateway.dialects.openai import ChunkShape
 from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
@@ -59,8 +59,11 @@ def router(parts: Parts) -> APIRouter:
         ids = await parts.journal.listing.page(principal.tenant, most=most + 1, after=before)
         if ids is None:
             raise BadRequest("after: no job of yours by that id.", param="after")
-        records = [await record_of(parts, job_id) for job_id in ids[:most]]
-        data = [await shaped(record.result, job_record, record) for record in records if record is not None]
+        data: list[JsonObject] = []
+        for job_id in ids[:most]:
+            if (record := await record_of(parts, job_id)) is not None:
+                shown = listed(record)
+                data.append(await shaped(shown.result, job_record, shown))
         return _json({"object": "list", "data": data, "has_more": len(ids) > most})
 
     _add_one_job(routes, parts)
@@ -73,11 +76,12 @@ async def taken(parts: Parts, accepted: Acceptance) -> Response:
     job_id = accepted.admitted.job_id if accepted.admitted else job.id
     status = State.DELAYED if job.delay_ms > 0 else State.QUEUED
     headers = {"Location": f"/v1/jobs/{job_id}", "Retry-After": str(POLL_AFTER_S)}
-    headers |= job_headers(job_id, journaled=job.journal)
+    journaled = job.journal
     if job_id != job.id:
         record = await record_of(parts, job_id)
-        status = status if record is None else record.state
+        status, journaled = (status, journaled) if record is None else (record.state, record.job.journal)
         headers |= REPLAYED
+    headers |= job_headers(job_id, journaled=journaled)
     body = {"id": job_id, "object": "job", "status": status.value, "links": links(job_id)}
     return Response(orjson.dumps(body), 202, headers, "application/json")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from common.backends import BackendSlots, KeyStates
+from common.breaker import BreakerStore
 from common.contracts import Failure, OnDisconnect, OnInterrupt, Outcome, Priority, State
 from common.health import HealthStore, Probe
 from common.queue import Settlement
@@ -24,6 +26,23 @@ async def everything(r: Rig, pool: str) -> None:
     await health.take_turn(pool, "b", for_ms=1_000)
     await health.note(pool, "b", Probe(succeeded=True, latency_ms=1), life_ms=1_000)
     await health.read(pool)
+    await _backends(r, f"of-{pool}")
+
+
+async def _backends(r: Rig, backend: str) -> None:
+    breakers, slots, api_keys = BreakerStore(r.store, failures=1), BackendSlots(r.store), KeyStates(r.store)
+    await breakers.failed(backend, "w", probe=False)
+    r.later(60_000)
+    await breakers.ask(backend, "w")
+    await breakers.failed(backend, "w", probe=True)
+    await breakers.succeeded(backend, "w", probe=False)
+    await breakers.read([backend])
+    for worker in ("w", "idle"):
+        await slots.renew(backend, worker, want=4, in_use=1, most=6, lease_ms=1_000)
+    await slots.give_up(backend, "idle")
+    await slots.read(backend)
+    await api_keys.block(backend, "digest", for_ms=1_000, why="429")
+    await api_keys.read(backend)
 
 
 async def _workers_and_jobs(r: Rig, pool: str) -> None:

@@ -182,6 +182,9 @@ async def test_a_worker_that_wakes_after_its_lease_starts_nothing_beside_its_suc
         r.later(LEASE_MS + MARGIN_MS)
         assert await r.renew("b", 10) == 10
         assert await r.renew("sleeps", 10, 10) == 0
+        assert await r.renew("c", 10) == 0
+        assert await r.slots.read(B) == {"sleeps": (10, 10), "b": (10, 0), "c": (0, 0)}
+        await r.slots.give_up(B, "c")
         # The calls it still has count for the others, too.
         assert await r.renew("b", 10, 4) == 0
         assert await r.renew("b", 10, 4) == 0
@@ -398,7 +401,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule()
     def calls_end_and_all_renew(self) -> None:
-        """Once nothing runs, a few rounds bring everybody to the fair share, and nothing that is wanted stays unused."""
+        """Once nothing runs, a few rounds bring everybody to the fair share, and give out all that is wanted."""
         live = {name: row for name, row in self.rows.items() if row.ends_ms > self.now_ms}
         for name in live:
             self.using[name] = 0

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from common.clock import SystemClock
 from common.contracts import Failure, OnInterrupt, Outcome, State
 from common.errors import StoreUnavailable
-from common.queue import Claim, Queue, Settlement
+from common.queue import Cap, Claim, Queue, Settlement
 from common.store import Store
 from common.stream import StreamStore, Tokens
 from tests.support.redis_server import RedisServer
@@ -25,9 +26,14 @@ class SteeredRun(Unseen):
 
     def __init__(self, claim: Claim, end: Settlement | GiveBack | None) -> None:
         self.claim = claim
+        self.seen = False
         self.started = asyncio.Event()
         self.go_on = asyncio.Event()
         self._end = end
+
+    @property
+    def may_restart(self) -> bool:
+        return not self.seen
 
     async def perform(self) -> Settlement | GiveBack:
         self.started.set()
@@ -49,7 +55,7 @@ class BrokenRun(SteeredRun):
 class Rig:
     """A worker and everything around it."""
 
-    def __init__(self, url: str, *, concurrency: int, end: Settlement | GiveBack | None) -> None:
+    def __init__(self, url: str, options: EngineOptions, *, end: Settlement | GiveBack | None) -> None:
         self.store = Store.from_url(url)
         self.queue = Queue(self.store)
         self.streams = StreamStore(self.store)
@@ -57,16 +63,25 @@ class Rig:
         self._end = end
         self.kind: type[SteeredRun] = SteeredRun
         self._names = (f"w{number}" for number in itertools.count(1))
-        self.worker = self.make(concurrency)
+        self.caps: list[Cap] = []
+        self.preempted: list[str] = []
+        self.worker = self.make(options)
         self.task: asyncio.Task[None] | None = None
 
-    def make(self, concurrency: int) -> PoolWorker:
+    def make(self, options: EngineOptions) -> PoolWorker:
         return PoolWorker(
             self.store,
             self.queue,
             SystemClock(),
-            Duties(new_id=lambda: next(self._names), lanes={POOL: lambda: ALL_LANES}, begin=self.begin, info=dict),
-            EngineOptions(concurrency=concurrency, lease_s=1, drain_s=1),
+            Duties(
+                new_id=lambda: next(self._names),
+                lanes={POOL: lambda: ALL_LANES},
+                begin=self.begin,
+                info=dict,
+                caps={POOL: lambda: self.caps},
+                preempted=lambda claim: self.preempted.append(claim.job.id),
+            ),
+            options,
             handle_signals=False,
         )
 
@@ -98,8 +113,10 @@ class Rig:
 
 
 @asynccontextmanager
-async def a_worker(url: str, *, concurrency: int = 4, end: Settlement | GiveBack | None = None) -> AsyncGenerator[Rig]:
-    rig = Rig(url, concurrency=concurrency, end=end)
+async def a_worker(
+    url: str, *, end: Settlement | GiveBack | None = None, **options: Any
+) -> AsyncGenerator[Rig]:
+    rig = Rig(url, EngineOptions(**{"concurrency": 4, "lease_s": 1, "drain_s": 1, **options}), end=end)
     rig.task = asyncio.create_task(rig.worker.async_run())
     try:
         yield rig

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,8 +233,21 @@ async def test_what_ended_long_ago_is_forgotten_in_batches_and_open_jobs_never(l
     async with opened(ledger_url) as ledger:
         await ledger.write([accepted(number, created_ms=0) for number in range(6)], [])
         await ledger.end([ended(number, finished_ms=100 * number) for number in range(5)])
-        assert [await ledger.forget(ended_before_ms=350, most=3) for _ in range(3)] == [3, 1, 0]
+        forgotten = [await ledger.forget(ended_before_ms=350, keyed_before_ms=0, most=3) for _ in range(3)]
+        assert forgotten == [3, 1, 0]
         assert await ledger.counts() == {"open": 1, "succeeded": 1}
+
+
+async def test_a_job_with_an_idempotency_key_is_kept_as_long_as_the_key_and_found_by_it(ledger_url: str) -> None:
+    keyed = replace(accepted(1), idempotency="key", fingerprint="body")
+    async with opened(ledger_url) as ledger:
+        await ledger.write([keyed, accepted(2)], [])
+        await ledger.end([replace(ended(1), accepted=keyed), ended(2)])
+        assert await ledger.forget(ended_before_ms=1_000, keyed_before_ms=0, most=9) == 1
+        found = await ledger.by_key("t", "key")
+        assert found is not None and found.accepted == keyed
+        assert await ledger.by_key("other", "key") is None and await ledger.by_key("t", "") is None
+        assert await ledger.forget(ended_before_ms=1_000, keyed_before_ms=900, most=9) == 1
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------------

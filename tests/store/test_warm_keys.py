@@ -149,3 +149,13 @@ async def test_a_claim_can_be_told_to_leave_what_came_only_just_now(redis_server
         claims = await r.queue.claim(POOL, "w", most=9, lanes=("0:m",), least_age_ms=50)
         assert claims is not None
         assert [number_of(claim.job.id) for claim in claims] == [1]
+
+
+async def test_only_so_many_keys_are_remembered(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.queue.beat(POOL, "one", lease_s=1_000, info={}, concurrency=10_000, register=True)
+        for first in range(0, 4_500, 500):
+            await r.submit(*(a_job(first + n, batch_key=f"key{first + n}") for n in range(500)))
+            assert len(await r.numbers(500, "one")) == 500
+        assert redis_server.command("HLEN", keys.warm(POOL)) == 4_096
+        assert redis_server.command("PTTL", keys.warm(POOL)) > 0

@@ -160,14 +160,21 @@ class FailoverGroup:
         wait(lambda: ask(self.sentinel_ports[0], "SENTINEL", "FAILOVER", SERVICE), 20, "no replica is good enough")
         return master
 
+    def cut_off_replicas(self) -> None:
+        """Has nothing reach the replicas that the master takes from now on: they can't log in to it."""
+        for server in self.replicas:
+            _log_in_as(server, "nobody")
+            server.command("CLIENT", "KILL", "TYPE", "master")
+
     def mend(self) -> None:
-        """Thaws all, starts what does not run, and waits until the group is whole."""
+        """Thaws all, lets replicas log in, starts what does not run, and waits until the group is whole."""
         for number in range(3):
             self.thaw_sentinel(number)
         for server in self.servers.values():
             server.thaw()
             if server.process is None or server.process.poll() is not None:
                 server.start()
+            _log_in_as(server, "")
         self.wait_until_whole()
 
     def wait_for_successor(self, before: int, limit_s: float = 20) -> None:
@@ -203,6 +210,10 @@ class FailoverGroup:
         replicas = [_pairs(row) for row in ask(sentinel, "SENTINEL", "REPLICAS", SERVICE)]
         level = [row for row in replicas if row[b"flags"] == b"slave" and row[b"master-link-status"] == b"ok"]
         return master[b"flags"] == b"master" and master[b"num-other-sentinels"] == b"2" and len(level) == 2
+
+
+def _log_in_as(replica: RedisServer, user: str) -> None:
+    replica.command("CONFIG", "SET", "masteruser", user, "masterauth", user)
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:

@@ -43,8 +43,16 @@ def _group_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failover
 @pytest.fixture(scope="module")
 def _fleet_of_all(_group_of_all: FailoverGroup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     place = tmp_path_factory.mktemp("sentinel")
-    times = {"lease_s": LEASE_S, "disconnect_grace_s": 1, "drain_s": 3, "keepalive_s": 1}
-    fleet = Fleet(place, gateways=2, workers=2, redis_url=_group_of_all.url, **times)
+    fleet = Fleet(
+        place,
+        gateways=2,
+        workers=2,
+        redis_url=_group_of_all.url,
+        lease_s=LEASE_S,
+        disconnect_grace_s=1,
+        drain_s=3,
+        keepalive_s=1,
+    )
     try:
         yield fleet.start()
     finally:
@@ -133,7 +141,7 @@ async def test_what_a_failover_loses_is_told_at_once_and_never_spliced(fleet: Fl
         old = [Journal(tokens=200) for _ in range(4)]
         streams = [asyncio.create_task(_read(caller, journal, 200)) for journal in old]
         await until(lambda: all(journal.seen >= 3 for journal in old), "no tokens came")
-        await asyncio.to_thread(_cut_off_from_replicas, group.master)
+        await asyncio.to_thread(group.cut_off_replicas)
         lost = [await caller.submit(numbered(5)) for _ in range(10)]
         young = [Journal(tokens=200) for _ in range(4)]
         streams += [asyncio.create_task(_read(caller, journal, 200)) for journal in young]
@@ -150,12 +158,6 @@ async def test_what_a_failover_loses_is_told_at_once_and_never_spliced(fleet: Fl
     assert set(states) == {"lost"}
     assert [problem for journal in (*old, *young) for problem in journal.problems] == []
     assert set(ends) <= TOLD
-
-
-def _cut_off_from_replicas(master: RedisServer) -> None:
-    """Has nothing that it takes from now on reach a replica: they may not connect again without a password."""
-    master.command("CONFIG", "SET", "requirepass", "unknown")
-    master.command("CLIENT", "KILL", "TYPE", "replica")
 
 
 async def _read(caller: Caller, journal: Journal, tokens: int) -> str:
