@@ -73,6 +73,7 @@ class Job:
     expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better. `weight`
     is the tenant's in the fair share. `idempotency` is the digest of the caller's key, `fingerprint` that of what came
     with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
+    `joint`: jobs of this one's batch key can share one call upstream.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Job:
     fingerprint: str = ""
     journal: bool = False
     replay_of: str = ""
+    joint: bool = False
 
     def encode(self) -> bytes:
         """The job as JSON bytes, as it is stored."""

@@ -188,21 +188,22 @@ class Journal:
         """
         if self._writer is None:
             return Acceptance(job, await self._admission.admit(job))
-        if job.idempotency and (known := await self._known(job)) is not None:
-            return known
-        ends_s = asyncio.get_running_loop().time() + LONGEST_WAIT_S
         self._pressure.check()
-        job = replace(job, journal=True)
+        ends_s = asyncio.get_running_loop().time() + LONGEST_WAIT_S
+        known = None
         try:
             async with asyncio.timeout_at(ends_s):
                 kept = await self._is_kept(job.pool)
-                if kept:
+                if kept and job.idempotency:
+                    known = await self._known(job)
+                if kept and known is None:
+                    job = replace(job, journal=True)
                     await self._writer.add(await self._row(job))
         except TimeoutError:
             raise LedgerUnavailable() from None
-        if not kept:
-            return Acceptance(job, await self._admission.admit(replace(job, journal=False)))
-        return Acceptance(job, await self._enqueue(job, ends_s))
+        if known is not None:
+            return known
+        return Acceptance(job, await (self._enqueue(job, ends_s) if kept else self._admission.admit(job)))
 
     async def _known(self, job: Job) -> Acceptance | None:
         """What an earlier request with the same idempotency key got; None where there was none. Raises KeyReused."""

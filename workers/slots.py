@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Final
 
@@ -23,6 +24,7 @@ from common.errors import HeadraceError
 log = structlog.get_logger(__name__)
 
 RENEW_S: Final = 1.0
+CONTENDED_S: Final = 0.25
 RETRY_STORE_S: Final = 0.2
 HEADROOM_SHARE: Final = 16
 """An idle worker keeps a sixteenth of a backend's slots, so that its next call needs no trip first."""
@@ -113,17 +115,20 @@ class Slots:
         self._lease_s = lease_s
         self._most = most
         self._backends = {row.name: row for row in backends}
-        self._short: set[str] = set()
-        self._call = asyncio.Event()
-        self._valid_until_s: dict[str, float] = {}
+        self._due_s = dict.fromkeys(self._backends, 0.0)
+        self._valid_until_s = dict.fromkeys(self._backends, 0.0)
+        self._contended: set[str] = set()
+        self._short = asyncio.Event()
         self.lines = {row.name: SlotLine(wanted=self._asking_for(row.name)) for row in backends}
         self.spare: dict[str, int] = {}
         """Slots of each backend that nobody in the fleet had when it was last looked at."""
 
     def _asking_for(self, name: str) -> Callable[[], None]:
         def ask() -> None:
-            self._short.add(name)
-            self._call.set()
+            # Where the fleet wants more than there is, asking sooner than in turn would not help.
+            if name not in self._contended:
+                self._due_s[name] = 0.0
+                self._short.set()
 
         return ask
 
@@ -135,71 +140,69 @@ class Slots:
     # --- the lease ----------------------------------------------------------------------------------------------------
 
     async def follow(self, renewed: Callable[[], None]) -> None:
-        """Renews all leases each second, and a backend's at once when its line wants more; `renewed` is told."""
-        due_s = 0.0
+        """Renews every lease each second, and at once when its line wants more; `renewed` is told.
+
+        Where the fleet wants more than there is, it renews more often, so that what one can spare another has soon.
+        """
         while True:
-            now_s = self._clock.monotonic_s()
-            if now_s >= due_s:
-                due_s = now_s + min(RENEW_S, self._lease_s / 3)
-                await self._renew(list(self.lines), fade=True)
-            short, self._short = list(self._short), set()
-            self._call.clear()
-            await self._renew(short)
+            self._short.clear()
+            await self._renew([name for name, due_s in self._due_s.items() if due_s <= self._clock.monotonic_s()])
             renewed()
-            await self._pause(due_s - self._clock.monotonic_s())
+            await self._pause(min(self._due_s.values(), default=math.inf) - self._clock.monotonic_s())
 
     async def _pause(self, seconds: float) -> None:
         """Until that long has passed, or a line wants more."""
-        waits = {asyncio.ensure_future(self._clock.sleep(max(0.0, seconds))), asyncio.ensure_future(self._call.wait())}
+        sleep = self._clock.sleep(min(max(0.0, seconds), RENEW_S))
+        waits = {asyncio.ensure_future(sleep), asyncio.ensure_future(self._short.wait())}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
 
-    async def _renew(self, names: Sequence[str], *, fade: bool = False) -> None:
-        if not names:
-            return
+    async def _renew(self, names: Sequence[str]) -> None:
         try:
-            await asyncio.gather(*(self._renew_one(name, fade=fade) for name in names))
-            if fade:
-                await asyncio.gather(*(self._look(name) for name in names))
+            await asyncio.gather(*map(self._renew_one, names))
         except HeadraceError as error:
             log.warning("slots.store_trouble", error=error.failure.message)
             self._expire()
-            self._short.update(name for name, line in self.lines.items() if line.waiting)
             await self._clock.sleep(RETRY_STORE_S)
 
-    async def _renew_one(self, name: str, *, fade: bool) -> None:
-        line, most = self.lines[name], self._backends[name].concurrency
-        sent_s = self._clock.monotonic_s()
-        granted = await self._store.renew(
-            name,
-            self._worker_id(),
-            want=self._want(line, most),
-            in_use=line.in_use,
-            most=most,
-            lease_ms=int(self._lease_s * 1000),
+    async def _renew_one(self, name: str) -> None:
+        line, most, sent_s = self.lines[name], self._backends[name].concurrency, self._clock.monotonic_s()
+        in_turn, want = self._due_s[name] > 0, self._want(name)
+        lease_ms = int(self._lease_s * 1000)
+        granted, rows = await asyncio.gather(
+            self._store.renew(name, self._worker_id(), want=want, in_use=line.in_use, most=most, lease_ms=lease_ms),
+            self._store.read(name),
         )
+        self.spare[name] = max(0, most - sum(max(granted, in_use) for granted, in_use in rows.values()))
         self._valid_until_s[name] = sent_s + self._lease_s
+        self._note_contention(name, short=granted < want)
+        self._due_s[name] = sent_s + self._period_s(name)
         line.grant(granted)
-        if fade:
+        if in_turn:
             line.peak = max(line.in_use, int(line.peak * PEAK_FADES))
 
-    def _want(self, line: SlotLine, most: int) -> int:
+    def _note_contention(self, name: str, *, short: bool) -> None:
+        if short or self.spare[name] == 0:
+            self._contended.add(name)
+        else:
+            self._contended.discard(name)
+
+    def _period_s(self, name: str) -> float:
+        return min(CONTENDED_S if name in self._contended else RENEW_S, self._lease_s / 3)
+
+    def _want(self, name: str) -> int:
+        line, most = self.lines[name], self._backends[name].concurrency
         busy = max(line.in_use + line.waiting, line.peak)
         return min(most, self._most, busy + most // HEADROOM_SHARE)
-
-    async def _look(self, name: str) -> None:
-        rows: Mapping[str, tuple[int, int]] = await self._store.read(name)
-        taken = sum(max(granted, in_use) for granted, in_use in rows.values())
-        self.spare[name] = max(0, self._backends[name].concurrency - taken)
 
     def _expire(self) -> None:
         """A grant that could not be renewed ends with its lease: others may have its slots by then."""
         now_s = self._clock.monotonic_s()
         for name, line in self.lines.items():
-            if self._valid_until_s.get(name, 0.0) <= now_s:
+            if self._valid_until_s[name] <= now_s:
                 line.grant(0)
 
     async def close(self) -> None:

@@ -139,7 +139,7 @@ class JournalLedger:
         return await self._entries(some, ROUND_LIMIT_S)
 
     async def forget(self, *, ended_before_ms: int, keyed_before_ms: int, most: int) -> int:
-        """The number of jobs deleted that ended before then, the oldest first; those with a key have a time of their own."""
+        """The number of jobs deleted that ended before then, the oldest first; those with a key have their own time."""
         too_old = case((_KEYED, keyed_before_ms), else_=ended_before_ms)
         latest_ms = max(ended_before_ms, keyed_before_ms)
         oldest = select(JOBS.c.id).where(JOBS.c.status.is_not(None), JOBS.c.finished_ms < latest_ms)

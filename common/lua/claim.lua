@@ -47,6 +47,8 @@ for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
   end
 end
 
+-- Jobs whose key begins with '+' share one call, and so what serves them: those taken along count against no cap.
+local function joint(key) return string.sub(key, 1, 1) == '+' end
 local function key_of(member) return string.match(member, '^%d+|([^|]*)|') end
 local function age_ms(member) return now_ms - tonumber(string.sub(member, 1, 13)) end
 local function old_enough(member) return least_age_ms == 0 or age_ms(member) >= least_age_ms end
@@ -112,7 +114,7 @@ local reply = {now_ms}
 local count, dropped = 0, 0
 local left_by = {}
 
-local function take(lane, member, tag, on_share)
+local function take(lane, member, tag, on_share, along)
   lane.taken[#lane.taken + 1] = member
   lane.gone[member] = true
   lane.tag = math.max(lane.tag or 0, tonumber(tag))
@@ -144,7 +146,7 @@ local function take(lane, member, tag, on_share)
     redis.call('PEXPIRE', warm, warm_ms)
   end
   count = count + 1
-  caps[lane.cap] = caps[lane.cap] - 1
+  if not along then caps[lane.cap] = caps[lane.cap] - 1 end
   lane.tokens = lane.tokens + tonumber(field[8] or 1)
   left_by[field[9]] = (left_by[field[9]] or 0) + 1
   local last = #reply
@@ -155,8 +157,10 @@ end
 local function take_same_key(lane, key)
   local near = redis.call('ZRANGE', prefix .. 'lane:' .. lane.name, 0, window - 1, 'WITHSCORES')
   for i = 1, #near, 2 do
-    if count >= n or caps[lane.cap] <= 0 then return end
-    if not lane.gone[near[i]] and key_of(near[i]) == key then take(lane, near[i], near[i + 1]) end
+    if count >= n or (caps[lane.cap] <= 0 and not joint(key)) then return end
+    if not lane.gone[near[i]] and key_of(near[i]) == key then
+      take(lane, near[i], near[i + 1], false, joint(key))
+    end
   end
 end
 

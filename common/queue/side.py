@@ -34,6 +34,6 @@ def digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest() if text else ""
 
 
-def batch_digest(batch_key: str) -> str:
-    """The batch key as it stands in a lane's member."""
-    return digest(batch_key)
+def batch_digest(batch_key: str, *, joint: bool = False) -> str:
+    """The batch key as it stands in a lane's member; of jobs that share one call it begins with '+'."""
+    return ("+" if joint else "") + digest(batch_key)

@@ -47,7 +47,7 @@ class Submitting(Ending):
                 lane,
                 job.encode(),
                 job.tenant,
-                batch_digest(job.batch_key),
+                batch_digest(job.batch_key, joint=job.joint),
                 max(1, job.cost_tokens),
                 job.deadline_in_ms,
                 job.delay_ms,

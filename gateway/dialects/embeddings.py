@@ -58,6 +58,7 @@ class EmbeddingsRequest:
     endpoint: ClassVar[str] = ENDPOINT
     streams: ClassVar[bool] = False
     include_usage: ClassVar[bool] = False
+    joint: ClassVar[bool] = True
 
     model: str
     body: JsonObject

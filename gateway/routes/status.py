@@ -127,8 +127,13 @@ def _worker(row: WorkerRow, backends: list[JsonObject], *, with_jobs: bool) -> J
         "concurrency": row.info.get("concurrency", 0),
         # Whose they are is nobody's business but the operators'.
         **({"jobs": list(row.jobs)} if with_jobs else {}),
-        "backends": [{**backend, "slots": own.get(backend["name"], {}).get("slots")} for backend in backends],
+        "backends": [{**backend, **_seen(own.get(backend["name"], {}))} for backend in backends],
     }
+
+
+def _seen(own: JsonObject) -> JsonObject:
+    """What a worker itself told of a backend: the breaker as it sees it, its own slots, how many keys don't rest."""
+    return {"breaker_seen": own.get("breaker"), "slots": own.get("slots"), "keys": own.get("keys")}
 
 
 async def _pool(parts: Parts, pool: str) -> JsonObject:

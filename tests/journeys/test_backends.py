@@ -24,9 +24,12 @@ backends:
   - {name: a, kind: vllm, base_url: "${HEADRACE_TEST_A}", health_path: ""}
   - {name: b, kind: vllm, base_url: "${HEADRACE_TEST_B}", health_path: ""}
   - {name: small, kind: vllm, base_url: "${HEADRACE_TEST_A}", health_path: "", concurrency: 3}
-  - {name: limited, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "", api_keys: [l-key-1, l-key-2, l-key-3]}
-  - {name: revoked, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "", api_keys: [r-key-1, r-key-2, r-key-3]}
-  - {name: spent, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "", api_keys: [s-key-1, s-key-2, s-key-3]}
+  - {name: limited, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "",
+     api_keys: [l-1-key, l-2-key, l-3-key]}
+  - {name: revoked, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "",
+     api_keys: [r-1-key, r-2-key, r-3-key]}
+  - {name: spent, kind: openai, base_url: "${HEADRACE_TEST_A}", health_path: "",
+     api_keys: [s-1-key, s-2-key, s-3-key]}
 models:
   only: {targets: [{backend: a, model: m}]}
   chain: {targets: [{backend: a, model: m}, {backend: b, model: m}]}
@@ -71,12 +74,15 @@ class Model(Upstream):
     """A model server whose behaviour tests change; it counts its calls and those under way."""
 
     def __init__(self) -> None:
-        super().__init__(lambda request: self.behaviour(request))
+        super().__init__(self._behave)
         self.behaviour: Behaviour = answer
         self.under_way = 0
         self.most_under_way = 0
         self.held = threading.Event()
         self.held.set()
+
+    def _behave(self, request: Request) -> Reply:
+        return self.behaviour(request)
 
     def reset(self) -> None:
         self.behaviour = answer
@@ -92,8 +98,7 @@ class Model(Upstream):
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            while not self.held.is_set():
-                await asyncio.sleep(0.005)
+            await asyncio.to_thread(self.held.wait, 20)
             return await super()._send(reply, reader, writer)
         finally:
             self.under_way -= 1
@@ -197,8 +202,8 @@ def test_what_one_backend_fails_at_another_does_and_the_broken_one_is_soon_left_
 
 def _states(client: httpx.Client, backend: str) -> set[str]:
     """What each worker takes the backend's breaker for."""
-    rows = [row for worker in client.get("/workers").json() for row in worker["backend_states"]]
-    return {row["breaker"] for row in rows if row["name"] == backend}
+    rows = [row for worker in client.get("/workers").json() for row in worker["backends"]]
+    return {row["breaker_seen"] for row in rows if row["name"] == backend}
 
 
 def test_a_backend_that_is_well_again_is_found_by_one_probe_of_the_whole_fleet(
@@ -289,8 +294,7 @@ async def test_a_small_backend_never_gets_more_calls_at_once_than_it_takes_from_
     a, _ = models
     a.held.clear()
     calling = asyncio.create_task(many(fleet, "small", 24))
-    while a.under_way < 3:
-        await asyncio.sleep(0.005)
+    await asyncio.to_thread(until, lambda: a.under_way >= 3, 10)
     shown = {row["name"]: row for row in client.get("/workers").json()[0]["backends"]}
     assert shown["small"]["concurrency"] == 3
     a.held.set()
@@ -344,19 +348,19 @@ def test_a_refused_key_is_left_alone_by_the_whole_fleet_and_callers_see_nothing_
     model: str, status: int, client: httpx.Client, fleet: Fleet, models: tuple[Model, Model]
 ) -> None:
     a, _ = models
-    bad = f"{model[0]}-key-1"
+    bad = f"{model[0]}-1-key"
     a.behaviour = _limited(bad, status, retry_after="30")
     until(lambda: chat(client, model).status_code == 200 and _used(a)[bad] > 0, 10, "the key was not used")
     until(lambda: _usable_keys(client, model) == {2}, 5, "a worker has not heard of it")
     assert [chat(client, model).status_code for _ in range(12)] == [200] * 12
     used = _used(a)
     assert used[bad] == 1
-    assert used[f"{model[0]}-key-2"] > 0 and used[f"{model[0]}-key-3"] > 0
+    assert used[f"{model[0]}-2-key"] > 0 and used[f"{model[0]}-3-key"] > 0
     assert bad not in fleet.logs()
 
 
 def _usable_keys(client: httpx.Client, backend: str) -> set[int]:
-    rows = [row for worker in client.get("/workers").json() for row in worker["backend_states"]]
+    rows = [row for worker in client.get("/workers").json() for row in worker["backends"]]
     return {row["keys"]["usable"] for row in rows if row["name"] == backend}
 
 
@@ -367,12 +371,12 @@ def test_a_key_whose_limit_is_used_up_rests_until_its_reset_and_is_used_again(
 
     def spent(request: Request) -> Reply:
         reply = answer(request)
-        if request.headers["authorization"].endswith("s-key-2"):
+        if request.headers["authorization"].endswith("s-2-key"):
             reply.headers |= {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1200ms"}
         return reply
 
     a.behaviour = spent
-    until(lambda: chat(client, "spent").status_code == 200 and _used(a)["s-key-2"] == 1, 10)
+    until(lambda: chat(client, "spent").status_code == 200 and _used(a)["s-2-key"] == 1, 10)
     until(lambda: _usable_keys(client, "spent") == {2}, 5, "a worker has not heard of it")
-    until(lambda: chat(client, "spent").status_code == 200 and _used(a)["s-key-2"] == 2, 10, "it was not used again")
-    assert _used(a)["s-key-1"] > 1
+    until(lambda: chat(client, "spent").status_code == 200 and _used(a)["s-2-key"] == 2, 10, "it was not used again")
+    assert _used(a)["s-1-key"] > 1

@@ -1,4 +1,4 @@
-"""Asks and their targets over a real store: failover, budgets, breakers, slots and keys, with providers that obey tests."""
+"""Asks and their targets over a real store: failover, budgets, breakers, slots, hedges and keys."""
 
 from __future__ import annotations
 

@@ -78,6 +78,7 @@ async def test_no_time_is_no_rest(redis_server: RedisServer) -> None:
         await r.block("d", 0)
         await r.block("d", -5)
         assert await r.one.read(B) == {}
+        assert redis_server.command("KEYS", "*") == []
 
 
 async def test_the_lapsed_are_dropped_and_the_key_goes_with_the_longest_rest(redis_server: RedisServer) -> None:

@@ -183,6 +183,15 @@ async def test_a_probe_that_fails_opens_it_for_another_cool_off(redis_server: Re
         assert await r.one.ask(B, "w") is Verdict.PROBE
 
 
+async def test_a_failed_probe_opens_it_also_where_the_prober_would_bear_more(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.fail()
+        r.later(COOLOFF_MS + MARGIN_MS)
+        patient = BreakerStore(r.stores[0], failures=10, cooloff_s=COOLOFF_MS / 1000, probe_s=PROBE_MS / 1000)
+        assert await patient.ask(B, "prober") is Verdict.PROBE
+        assert (await patient.failed(B, "prober", probe=True)).phase is Phase.OPEN
+
+
 @pytest.mark.parametrize(("worker", "probe"), [("prober", False), ("other", True), ("other", False)])
 async def test_only_the_probes_own_report_counts_while_it_runs(
     redis_server: RedisServer, worker: str, probe: bool

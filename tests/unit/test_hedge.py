@@ -18,7 +18,11 @@ class Runner:
         self.may_begin = asyncio.Event()
         self.may_end = asyncio.Event()
         self.error: Exception | None = None
-        self.stopped = False
+        self.gone = asyncio.Event()
+
+    @property
+    def stopped(self) -> bool:
+        return self.gone.is_set()
 
     async def run(self, begin: Callable[[], None]) -> str:
         try:
@@ -28,7 +32,7 @@ class Runner:
             begin()
             await self.may_end.wait()
         except (asyncio.CancelledError, Overtaken):
-            self.stopped = True
+            self.gone.set()
             raise
         return self.name
 
@@ -39,8 +43,7 @@ async def test_the_first_to_begin_wins_and_the_other_is_stopped_at_once() -> Non
     race.enter(two.run)
     two.may_begin.set()
     result = asyncio.create_task(race.result())
-    while not one.stopped:
-        await asyncio.sleep(0)
+    await one.gone.wait()
     assert not result.done()
     two.may_end.set()
     assert await result == "two"

@@ -12,7 +12,7 @@ import pytest
 from hiredis import ReplyError
 
 from common.inspection import parse_info
-from tests.support.fleet import Fleet
+from tests.support.fleet import ECHO, Fleet
 from tests.support.history import DONE, Journal
 from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import RedisServer
@@ -32,8 +32,14 @@ RECOVERY_LIMIT_S: Final = 5.0 + 2.5
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A fleet whose Valkey has a limit."""
     place = tmp_path_factory.mktemp("memory")
-    limit = ("--maxmemory", str(LIMIT_BYTES))
-    fleet = Fleet(place, workers=1, valkey=limit, worker_concurrency=2 * STREAMS, lease_s=LEASE_S, keepalive_s=1)
+    fleet = Fleet(
+        place,
+        config=ECHO.replace("kind: echo", "kind: echo, concurrency: 999"),
+        valkey=("--maxmemory", str(LIMIT_BYTES)),
+        worker_concurrency=2 * STREAMS,
+        lease_s=LEASE_S,
+        keepalive_s=1,
+    )
     try:
         yield Stage(fleet.start())
     finally:

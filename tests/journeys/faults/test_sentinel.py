@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -42,21 +43,25 @@ def _group_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failover
 
 @pytest.fixture(scope="module")
 def _fleet_of_all(_group_of_all: FailoverGroup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    place = tmp_path_factory.mktemp("sentinel")
-    fleet = Fleet(
+    fleet = _fleet(tmp_path_factory.mktemp("sentinel"), _group_of_all, members=2, journal="off")
+    try:
+        yield fleet.start()
+    finally:
+        fleet.stop()
+
+
+def _fleet(place: Path, group: FailoverGroup, *, members: int, journal: str) -> Fleet:
+    return Fleet(
         place,
-        gateways=2,
-        workers=2,
-        redis_url=_group_of_all.url,
+        gateways=members,
+        workers=members,
+        redis_url=group.url,
+        journal=journal,
         lease_s=LEASE_S,
         disconnect_grace_s=1,
         drain_s=3,
         keepalive_s=1,
     )
-    try:
-        yield fleet.start()
-    finally:
-        fleet.stop()
 
 
 @pytest.fixture
@@ -158,6 +163,24 @@ async def test_what_a_failover_loses_is_told_at_once_and_never_spliced(fleet: Fl
     assert set(states) == {"lost"}
     assert [problem for journal in (*old, *young) for problem in journal.problems] == []
     assert set(ends) <= TOLD
+
+
+async def test_a_failover_loses_no_job_that_the_ledger_has(group: FailoverGroup, tmp_path: Path) -> None:
+    fleet = _fleet(tmp_path, group, members=1, journal="on")
+    try:
+        await asyncio.to_thread(fleet.start)
+        async with Caller([fleet.url()]) as caller:
+            await caller.ended(await caller.submit(numbered(1)))
+            await asyncio.to_thread(group.cut_off_replicas)
+            ids = [await caller.submit(numbered(5, first_token_ms=300)) for _ in range(30)]
+            before = await asyncio.to_thread(group.kill_master)
+            await asyncio.to_thread(group.wait_for_successor, before.port)
+            elected_s = time.monotonic()
+            records = await asyncio.gather(*(caller.ended(job_id) for job_id in ids))
+            say(f"{len(ids)} jobs of the ledger, lost by Redis, had ended, after the election, in", elected_s)
+    finally:
+        await asyncio.to_thread(fleet.stop)
+    assert {record["status"] for record in records} == {"succeeded"}
 
 
 async def _read(caller: Caller, journal: Journal, tokens: int) -> str:
