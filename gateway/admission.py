@@ -97,6 +97,7 @@ class Admission:
             stream=manner.stream and asked.streams,
             include_usage=asked.include_usage,
             batch_key=options.batch_key or asked.batch_key,
+            joint=asked.joint,
             # A class's own deadline counts from when the job may begin; a caller's from now, as it says.
             deadline_in_ms=options.deadline_ms or self._deadline_ms[priority] + options.delay_ms,
             delay_ms=options.delay_ms,

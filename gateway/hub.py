@@ -285,6 +285,7 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._owed: set[str] = set()
+        self._forgotten: set[str] = set()
         self._open: set[anyio.CancelScope] = set()
 
     @contextmanager
@@ -405,7 +406,7 @@ class Hub:
         while True:
             try:
                 for pool in self._pools:
-                    await self.streams.keep_inbox(pool, self.id)
+                    await self._keep_inbox(pool)
                 async with self._store.blocking() as connection:
                     inbox = InboxReader(connection, self.id, self._pools)
                     while True:
@@ -431,11 +432,29 @@ class Hub:
                         reader.tick(now_s)
             try:
                 for pool in self._pools:
-                    there = await self.streams.keep_inbox(pool, self.id)
+                    there = await self._keep_inbox(pool)
                     await self._look_after(pool, 0.0 if not there else IDLE_S)
                 await self._make_up()
             except HeadraceError as error:
                 log.warning("hub.store_trouble", error=error.failure.message)
+
+    async def _keep_inbox(self, pool: str) -> bool:
+        """Whether this gateway's inbox was still there.
+
+        One that lapsed is made anew, and the jobs that are read here are told: whoever had something for them meanwhile
+        has taken their readers for gone, and marked them for cancelling.
+        """
+        if not await self.streams.keep_inbox(pool, self.id):
+            self._forgotten.add(pool)
+        if pool not in self._forgotten:
+            return True
+        read = [key.decode() for key, readers in self._here.items() if not all(reader.ended for reader in readers)]
+        mine = [job_id for job_id in read if pool_of(job_id) == pool]
+        for start in range(0, len(mine), MOST_GLANCES):
+            part = mine[start : start + MOST_GLANCES]
+            await asyncio.gather(*(self.streams.subscribe(job_id, self.id) for job_id in part))
+        self._forgotten.discard(pool)
+        return False
 
     async def _make_up(self) -> None:
         """Takes leave of jobs whose readers left while the store was away: nobody else would cancel them."""

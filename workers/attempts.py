@@ -183,7 +183,7 @@ class Attempts:
 
     async def _target(self, target: Target, ask: Ask, work: Work[Result], rest: list[Target]) -> Result:
         after_ms = self._settings.models[ask.model].hedge_after_ms
-        if after_ms is None:
+        if after_ms is None or not ask.stream:  # an answer of one piece has no first token to be slow with
             result = await self._caller.call(target, ask, work, never_raced)
         else:
             self._hedges.deposit()

@@ -19,6 +19,8 @@ from workers.providers.vectors import inputs_of
 from workers.runs import GiveBack, Unseen
 
 ENDPOINT: Final = "/v1/embeddings"
+SHARED_BYTES: Final = 256 * 1024
+"""What a gateway that waits is told along with the end; a larger result it reads from the job, so it is there once."""
 DEADLINE: Final = Failure("deadline_exceeded", "The job's deadline passed before its embeddings were made.")
 
 
@@ -88,7 +90,7 @@ class EmbeddingRun(Unseen):
         finish = "stop" if status is State.SUCCEEDED else None
         outcome = Outcome(status, finish, usage, failure, timings, self._backend)
         self._shared.metrics.job_ended(self.claim.job, outcome)
-        return Settlement(outcome, outcome_seq=1, result=result, share_result=True)
+        return Settlement(outcome, outcome_seq=1, result=result, share_result=len(result) <= SHARED_BYTES)
 
 
 def _shown(usage: Usage) -> JsonObject:

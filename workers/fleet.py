@@ -28,7 +28,8 @@ from workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
-FOLLOW_S: Final = 1.0
+FOLLOW_S: Final = 0.8
+"""With the trip itself less than the second in which every worker is to know."""
 LEAST_PROBE_S: Final = 10.0
 
 

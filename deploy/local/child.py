@@ -21,7 +21,10 @@ _LARGEST_LOG_BYTES: Final = 32 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program to keep running. Stages stop from the highest to the lowest, each when the one above has gone."""
+    """A program to keep running. Stages stop from the highest to the lowest, each when the one above has gone.
+
+    One that `may_leave` is not started again when it ends well: it was told to go.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -30,6 +33,7 @@ class Command:
     grace_s: float
     environ: Mapping[str, str] = field(default_factory=dict[str, str])
     pass_fds: tuple[int, ...] = ()
+    may_leave: bool = False
 
 
 def python_words(module: str, *words: str) -> tuple[str, ...]:

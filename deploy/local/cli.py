@@ -214,6 +214,58 @@ def top_command(
     _finish(work())
 
 
+# --- operating -------------------------------------------------------------------------------------------------------
+
+
+@app.command("drain", epilog=example("headrace drain gpu-7.311.0a1b2c3d"))
+def drain_command(
+    worker: Annotated[str, typer.Argument(metavar="WORKER", help="Its id, as /workers and `headrace top` show it.")],
+    *,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Have a worker take nothing new, end its work, and leave. `headrace up` does not start it again."""
+
+    async def work() -> Exit:
+        async with GatewayClient(*find_gateway(url, key, data_directory())) as client:
+            await client.drain(worker)
+            _say(f"{worker} drains")
+            return Exit.OK
+
+    _finish(work())
+
+
+@app.command("dead", epilog=example("headrace dead", "headrace dead --limit 100"))
+def dead_command(
+    *,
+    most: Annotated[int, typer.Option("--limit", min=1, max=100, help="How many at most.")] = 20,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """List your jobs whose attempts were used up, the newest first."""
+
+    async def work() -> Exit:
+        async with GatewayClient(*find_gateway(url, key, data_directory())) as client:
+            for letter in await client.dead_letters(most=most):
+                again = f" replayed as {letter['replayed_as']}" if letter["replayed_as"] else ""
+                typer.echo(f"{letter['id']} {letter['model']} {letter['reason']['code']}{again}")
+            return Exit.OK
+
+    _finish(work())
+
+
+@app.command("replay", epilog=example("headrace replay job_default_0123456789abcdef0123456789abcdef"))
+def replay_command(job: Job, *, url: Url = None, key: Key = None) -> None:
+    """Run a dead letter anew, and print the new job's id; asked again, it is the same one."""
+
+    async def work() -> Exit:
+        async with GatewayClient(*find_gateway(url, key, data_directory())) as client:
+            typer.echo(await client.replay(job))
+            return Exit.OK
+
+    _finish(work())
+
+
 # --- how every command ends ------------------------------------------------------------------------------------------
 
 

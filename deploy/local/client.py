@@ -9,6 +9,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 
@@ -73,6 +74,18 @@ class GatewayClient:
     async def job(self, job_id: str) -> JsonObject:
         """The job's record."""
         return await self._ask("GET", f"/v1/jobs/{job_id}")
+
+    async def drain(self, worker: str) -> None:
+        """The worker was told to end its work and leave."""
+        await self._ask("POST", f"/v1/admin/workers/{quote(worker, safe='')}/drain")
+
+    async def dead_letters(self, *, most: int) -> list[JsonObject]:
+        """The caller's newest dead letters."""
+        return (await self._ask("GET", "/v1/admin/dead-letters", params={"limit": most}))["data"]
+
+    async def replay(self, job_id: str) -> str:
+        """The id of the job that a dead letter runs as anew."""
+        return (await self._ask("POST", f"/v1/admin/dead-letters/{quote(job_id, safe='')}/replay"))["id"]
 
     async def _ask(self, method: str, path: str, **options: Any) -> Any:
         try:

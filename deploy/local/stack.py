@@ -85,7 +85,9 @@ def _processes(settings: Settings, told: dict[str, str], logs: Path, metrics_por
 
     def process(name: str, module: str, stage: int, port: int) -> Command:
         environ = {**told, "HEADRACE_METRICS_PORT": str(port)}
-        return Command(name, python_words(module), logs / f"{name}.log", stage, grace_s, environ)
+        log = logs / f"{name}.log"
+        # A worker that was drained has left for good; nobody tells a gateway or a scheduler to go.
+        return Command(name, python_words(module), log, stage, grace_s, environ, may_leave=stage == WORKER_STAGE)
 
     workers = [f"worker-{number}" for number in range(1, settings.workers + 1)]
     return (

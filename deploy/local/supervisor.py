@@ -68,6 +68,9 @@ class Supervisor:
         quick_ends = 0
         while True:
             code = await child.wait()
+            if code == 0 and child.command.may_leave:
+                self._report(f"{child.command.name} was drained and has left; it is not started again")
+                return
             quick_ends = quick_ends + 1 if child.age_s < QUICK_S else 1
             if quick_ends >= MOST_QUICK_ENDS:
                 self._lose(child, code)

@@ -42,6 +42,7 @@ class ChatRequest:
 
     endpoint: ClassVar[str] = CHAT_ENDPOINT
     streams: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
 
     model: str
     stream: bool

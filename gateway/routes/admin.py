@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from common.contracts import JsonObject, new_job_id, pool_of
+from common.contracts import Failure, JsonObject, new_job_id, pool_of
 from common.errors import BadRequest, Forbidden, NotFound
 from common.queue import Record
 from gateway.auth import ADMIN, Principal
@@ -26,6 +26,7 @@ from gateway.routes.jobs import limit_of, links, taken
 MOST_WORKER_ID_CHARACTERS: Final = 128
 # No caller's key can be this: one of theirs is printable.
 REPLAY_KEY: Final = "replay\0"
+UNTOLD: Final = Failure("internal_error", "The job ended without a reason.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def _summary(letter: Letter) -> JsonObject:
         "model": record.job.model,
         "endpoint": record.job.endpoint,
         "priority": record.job.priority.label,
-        "reason": error_fields(failure) if failure else None,
+        "reason": error_fields(failure or UNTOLD),
         "attempt": record.attempt,
         "failures": len(record.errors),
         "created_at": record.created_ms // 1000,

@@ -63,6 +63,7 @@ class History:
     odd: list[str] = field(default_factory=list[str])
     stats: dict[str, int] | None = None
     dispatches: list[Line] = field(default_factory=list[Line])
+    ledger: dict[str, str | None] = field(default_factory=dict[str, str | None])
 
     @classmethod
     def of(cls, lines: Iterable[Line]) -> History:
@@ -101,6 +102,8 @@ class History:
                 self.kept[line["job"]] = Kept(line["state"], *numbers, entries)
             case "stats":
                 self.stats = line["stats"]
+            case "ledger":
+                self.ledger.update(line["jobs"])
             case "dispatched":
                 self.dispatches.append(line)
             case _:
@@ -115,7 +118,7 @@ class History:
 def problems(history: History) -> list[str]:
     """Everything that is wrong with it."""
     found = list(history.odd)
-    for job in sorted(history.asked.keys() | history.kept.keys()):
+    for job in sorted(history.asked.keys() | history.kept.keys() | history.ledger.keys()):
         found += _job_problems(history, job)
     found += [f"key {key}: made {len(jobs)} jobs" for key, jobs in history.keys.items() if len(jobs) > 1]
     found += _dispatch_problems(history)
@@ -136,10 +139,15 @@ def calm_problems(history: History) -> list[str]:
 
 def _job_problems(history: History, job: str) -> Iterator[str]:
     kept = history.kept.get(job)
-    if kept is None:
-        yield f"{job}: was accepted and is lost"
-        return
     asked = history.asked.get(job)
+    if job in history.ledger and history.ledger[job] != (kept.state if kept else "failed"):
+        yield f"{job}: the ledger says {history.ledger[job]}, the store {kept and kept.state}"
+    if kept is None:
+        # A job that only the ledger had, and whose deadline passed before the store was back, says so.
+        ends = {line["end"] for line in history.told[job]}
+        if not (ends == {"redis_lost"} and asked is not None and asked.hurried):
+            yield f"{job}: was accepted and is lost"
+        return
     yield from _end_problems(history, job, kept)
     if asked is not None:
         yield from _allowed_problems(history, job, kept, asked)

@@ -6,6 +6,7 @@ They are made so that a fault planted in the code cannot hide: each fault has a 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -167,9 +168,13 @@ class Scene:
         """Returns once all of these run."""
         await until(lambda: all(self.stage.field(job, "state") == "running" for job in jobs), "they did not begin")
 
-    async def flowing(self, least: int = 3) -> None:
-        """Returns once every stream has some tokens."""
-        await until(lambda: all(journal.seen >= least for journal in self.journals), "no tokens came")
+    def written(self, job: str) -> int:
+        """How many events the job's stream holds."""
+        return sum(body.count("\n") + 1 for _, kind, body in self.stage.entries(job) if kind == "c")
+
+    async def flowing(self, streams: int) -> None:
+        """Returns once so many streams have some tokens."""
+        await until(lambda: sum(journal.seen >= 3 for journal in self.journals) >= streams, "no tokens came")
 
 
 # --- the scenes -------------------------------------------------------------------------------------------------------
@@ -192,9 +197,10 @@ async def zombie(scene: Scene) -> None:
     for _ in range(4):
         scene.begin(scene.stream(60, token_ms=30))
     late = [await scene.submit(1, first_token_ms=1_200) for _ in range(4)]
+    due_s = time.monotonic() + 1.5
     for job in late:
         scene.begin(scene.poll_job(job))
-    await scene.flowing()
+    await scene.flowing(4)
     await scene.running(*late)
     owned = [journal.job_id for journal in scene.journals] + late
     scene.stage.fleet.freeze("worker-0")
@@ -202,6 +208,8 @@ async def zombie(scene: Scene) -> None:
         lambda: all(scene.stage.field(job, "state") == "queued" for job in owned), "its jobs were not taken from it"
     )
     await asyncio.to_thread(scene.witness.look)
+    # When it wakes, these are about to end.
+    await asyncio.sleep(max(0.0, due_s - time.monotonic()))
     scene.stage.fleet.thaw("worker-0")
 
 
@@ -218,6 +226,9 @@ async def killed(scene: Scene) -> None:
 
     for number in range(10):
         scene.begin(load(number))
+    for number in range(4):
+        scene.begin(scene.stream(80, gateway=number % 2, token_ms=40))
+    await scene.flowing(4)
     for _ in range(3):
         await asyncio.sleep(0.5)
         await asyncio.to_thread(stage.fleet.kill, "worker-0")
@@ -253,10 +264,11 @@ async def gap(scene: Scene) -> None:
     """A gateway is held up, and what was sent to it meanwhile is lost."""
     for _ in range(4):
         scene.begin(scene.stream(80, token_ms=20))
-    await scene.flowing()
+    await scene.flowing(4)
     redis = scene.stage.redis
     scene.stage.fleet.freeze("gateway-0")
-    await asyncio.sleep(0.3)
+    last = {journal.job_id: journal.seen for journal in scene.journals}
+    await until(lambda: all(scene.written(job) > seen + 10 for job, seen in last.items()), "the streams stand still")
     inboxes: list[bytes] = redis.command("KEYS", keys.inbox(POOL, "*"))
     redis.commands([("XTRIM", name, "MAXLEN", 0) for name in inboxes])
     scene.stage.fleet.thaw("gateway-0")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,12 +20,13 @@ from tests.chaos.plan import Plan
 from tests.chaos.record import Line, Recorder
 from tests.chaos.weather import Weather
 from tests.chaos.witness import Witness
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, until
 from tests.support.redis_server import EVERY_WRITE_KEPT
 from tests.support.stage import LEASE_S, POOL, Stage
 from tests.support.tree import copied
 
 RECOVERY_MARGIN_S: Final = 2.0
+LEDGER_LIMIT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Storm:
             load = await self._blow()
             await asyncio.to_thread(self.stage.mend)
             await asyncio.to_thread(self._witness.keep_all)
+            await asyncio.to_thread(self._read_ledger)
             found = self._leaks.problems(emptied=bool(self._plan.keep_s), keep_s=self._plan.keep_s)
         finally:
             self._witness.stop()
@@ -110,6 +114,13 @@ class Storm:
                 await asyncio.gather(witness, watch, return_exceptions=True)
         return load
 
+    def _read_ledger(self) -> None:
+        """Takes note of how each journaled job ended, once the ledger has all ends."""
+        file = self._place / "ledger.db"
+        if file.exists():
+            until(lambda: None not in ends_in(file).values(), LEDGER_LIMIT_S, "the ledger has not every end")
+            self._recorder.note("ledger", jobs=ends_in(file))
+
     def _judge(self, load: Load, leaks: Sequence[str], took_s: float) -> Result:
         lines = self._recorder.lines
         history = History.of(lines)
@@ -137,6 +148,7 @@ def _counted(lines: Sequence[Line], history: History, load: Load, took_s: float)
         "streams read": f"{len(reads)} over {joined} connections, {resets} resets, "
         f"{sum(len(line['events']) for line in reads)} events",
         "refused or unknown, asked again": f"{load.refused - unknown}, {unknown}",
+        "jobs in the ledger": str(len(history.ledger)),
         "attempts over": str(sum(len(job) for job in history.overs.values())),
     }
 
@@ -152,6 +164,12 @@ def _recovered(lines: Sequence[Line]) -> tuple[dict[str, str], bool]:
         "the same, store's faults included": f"{_told(every)} of {len(every)} jobs",
     }
     return figures, bool(plain) and percentile(plain, 0.99) > limit_ms
+
+
+def ends_in(file: Path) -> dict[str, str | None]:
+    """How each job ended by the ledger; None where it has not."""
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as ledger:
+        return dict(ledger.execute("SELECT id, status FROM jobs"))
 
 
 def percentile(ordered: Sequence[int], part: float) -> int:

@@ -10,7 +10,7 @@ from common.config import Settings
 from tests.house.source import ROOT
 
 OF_THE_COMMANDS = {"HEADRACE_CONFIG", "HEADRACE_URL", "HEADRACE_API_KEY"}
-ONLY_IN_THE_FILE = {"backends", "models"}
+ONLY_IN_THE_FILE = {"backends", "models", "tenants"}
 
 
 def rows() -> dict[str, str]:

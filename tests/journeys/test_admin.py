@@ -30,7 +30,12 @@ LETTERS = "/v1/admin/dead-letters"
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     one = Fleet(
-        tmp_path_factory.mktemp("admin"), gateways=2, config=CONFIG, pools="default,other", max_attempts=2, journal="off"
+        tmp_path_factory.mktemp("admin"),
+        gateways=2,
+        config=CONFIG,
+        pools="default,other",
+        max_attempts=2,
+        breaker_failures=1000,
     )
     try:
         yield one.start()
@@ -102,9 +107,7 @@ def test_nobody_sees_or_replays_anothers_dead_letters(fleet: Fleet, client: http
         own = a_dead_letter(stranger)
         assert [one["id"] for one in stranger.get(LETTERS).json()["data"]] == [own]
         for method, path in (("GET", "{}"), ("POST", "{}/replay")):
-            foreign, none = (
-                stranger.request(method, f"{LETTERS}/{path.format(name)}") for name in (job_id, unknown)
-            )
+            foreign, none = (stranger.request(method, f"{LETTERS}/{path.format(name)}") for name in (job_id, unknown))
             assert foreign.status_code == none.status_code == 404
             assert foreign.content == none.content
         assert stranger.get(LETTERS, params={"after": job_id}).status_code == 400

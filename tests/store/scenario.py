@@ -74,6 +74,7 @@ async def _tokens_and_ends(r: Rig, pool: str) -> None:
     claims = await r.queue.claim(pool, "w", most=6, lanes=LANES)
     assert claims is not None and len(claims) == 6
     await r.queue.claim(pool, "dies", most=1, lanes=LANES)
+    await r.queue.drain(pool, "dies")
     await r.streams.subscribe(job_id(1, pool), "g2")
     tokens = [Tokens(claim.job.id, claim.fence, 1, b"{}") for claim in claims]
     await r.streams.append(pool, "w", tokens)

@@ -90,19 +90,21 @@ async def work(provider: Provider, call: Call, begin: Begin) -> str:
 class Rig:
     """A worker's calling side."""
 
-    def __init__(self, store: Store, settings: Settings, name: str) -> None:
+    def __init__(self, store: Store, settings: Settings, name: str, room: Callable[[], None]) -> None:
         self.metrics = WorkerMetrics()
         self.clock = SystemClock()
         self.provider = Steered()
-        self.fleet = Fleet(settings, store, self.clock, worker_id=lambda: name, metrics=self.metrics)
+        self.fleet = Fleet(settings, store, self.clock, worker_id=lambda: name, metrics=self.metrics, room=room)
         self.attempts = Attempts(settings, self.fleet, {"echo": self.provider}, self.clock, self.metrics)
 
-    async def answer(self, model: str = "chain", *, moves_on: bool = True, ends_in_s: float = 30, **more: Any) -> str:
+    async def answer(
+        self, model: str = "chain", *, stream: bool = True, moves_on: bool = True, ends_in_s: float = 30, **more: Any
+    ) -> str:
         ask = Ask(
             model=model,
             endpoint="/v1/chat/completions",
             body={},
-            stream=True,
+            stream=stream,
             ends_s=self.clock.monotonic_s() + ends_in_s,
             **more,
         )
@@ -133,10 +135,12 @@ def settings(**more: Any) -> Settings:
 
 
 @asynccontextmanager
-async def rigs(server: RedisServer, *names: str, **more: Any) -> AsyncGenerator[Sequence[Rig]]:
+async def rigs(
+    server: RedisServer, *names: str, room: Callable[[], None] = lambda: None, **more: Any
+) -> AsyncGenerator[Sequence[Rig]]:
     """Workers of one fleet, each with its own connection."""
     stores = [Store.from_url(server.url) for _ in names]
-    made = [Rig(store, settings(**more), name) for store, name in zip(stores, names, strict=True)]
+    made = [Rig(store, settings(**more), name, room) for store, name in zip(stores, names, strict=True)]
     following = [asyncio.create_task(rig.fleet.follow()) for rig in made]
     try:
         for rig in made:
@@ -359,7 +363,7 @@ async def test_reports_are_kept_while_the_store_is_away(own_server: RedisServer)
 
 # --- slots -----------------------------------------------------------------------------------------------------------
 
-NARROW = {"backends": [{"name": "a", "kind": "echo", "concurrency": 3}, {"name": "b", "kind": "echo"}]}
+NARROW: dict[str, Any] = {"backends": [{"name": "a", "kind": "echo", "concurrency": 3}, {"name": "b", "kind": "echo"}]}
 
 
 async def test_all_workers_together_never_make_more_calls_than_a_backend_takes(redis_server: RedisServer) -> None:
@@ -404,9 +408,37 @@ async def test_a_worker_that_leaves_gives_its_slots_back(redis_server: RedisServ
     assert redis_server.command("KEYS", "hr:{b:a}:slots") == []
 
 
+async def test_without_a_store_no_call_is_begun_once_the_lease_of_its_slot_has_lapsed(own_server: RedisServer) -> None:
+    async with rigs(own_server, "w", lease_s=0.6) as (rig,):
+        own_server.kill()
+
+        async def lapsed() -> bool:
+            return rig.fleet.slots.lines["a"].granted == 0
+
+        await until(lapsed)
+        call = asyncio.create_task(rig.answer("only"))
+        own_server.start()
+        assert await call == "from a"
+
+
+async def test_a_worker_hears_when_there_is_room_again(redis_server: RedisServer) -> None:
+    heard = asyncio.Event()
+    async with rigs(redis_server, "w", room=heard.set, breaker_cooloff_s=1.5) as (rig,):
+        await heard.wait()
+        await _open(rig, "a")
+
+        async def refused() -> bool:
+            heard.clear()
+            return "a" not in rig.fleet._roomy
+
+        await until(refused)
+        await heard.wait()
+        assert rig.fleet.wait_ms("a") == 0
+
+
 # --- hedging ---------------------------------------------------------------------------------------------------------
 
-HEDGED = {"models": {"chain": {"targets": CHAIN, "hedge_after_ms": 20}}}
+HEDGED: dict[str, Any] = {"models": {"chain": {"targets": CHAIN, "hedge_after_ms": 20}}}
 
 
 async def test_a_slow_call_is_hedged_and_the_loser_is_hung_up_on(redis_server: RedisServer) -> None:
@@ -432,6 +464,17 @@ async def test_hedges_are_a_twentieth_of_the_calls_at_most(redis_server: RedisSe
         gate.set()
         await asyncio.gather(*tasks)
         assert rig.provider.called.count("b") <= 60 * 0.05 + 1
+
+
+async def test_an_answer_of_one_piece_is_never_hedged(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **HEDGED) as (rig,):
+        gate = rig.provider.gates["a"] = asyncio.Event()
+        rig.provider.does["a"] = failing(UpstreamRefused())
+        whole = asyncio.create_task(rig.misses(stream=False))
+        await rig.answer(stream=True)
+        gate.set()
+        await whole
+        assert rig.provider.called == ["a", "a", "b"]
 
 
 async def test_a_job_that_is_stopped_ends_both_calls(redis_server: RedisServer) -> None:
@@ -466,7 +509,7 @@ async def test_where_the_first_fails_while_the_second_is_asked_the_second_answer
 
 # --- keys ------------------------------------------------------------------------------------------------------------
 
-KEYED = {
+KEYED: dict[str, Any] = {
     "backends": [{"name": "a", "kind": "echo", "api_keys": ["k1", "k2", "k3"]}, {"name": "b", "kind": "echo"}],
     "retry_budget": 0.0,
 }

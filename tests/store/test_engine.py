@@ -113,10 +113,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def a_worker(
-    url: str, *, end: Settlement | GiveBack | None = None, **options: Any
-) -> AsyncGenerator[Rig]:
-    rig = Rig(url, EngineOptions(**{"concurrency": 4, "lease_s": 1, "drain_s": 1, **options}), end=end)
+async def a_worker(url: str, *, end: Settlement | GiveBack | None = None, **options: Any) -> AsyncGenerator[Rig]:
+    few: dict[str, Any] = {"concurrency": 4, "lease_s": 1, "drain_s": 1, **options}
+    rig = Rig(url, EngineOptions(**few), end=end)
     rig.task = asyncio.create_task(rig.worker.async_run())
     try:
         yield rig

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from common import keys
 from common.clock import SystemClock
 from common.contracts import OnDisconnect, Position
 from common.stream import EVENTS, Entry, StreamStore
@@ -111,6 +112,29 @@ async def test_a_job_whose_last_reader_left_while_the_store_was_away_is_marked_a
         await until(lambda: _is(bool(hub._owed)))
         own_server.start()
         await until(lambda: _is(seeded.view().abandoned == {1}))
+        await hub.close()
+
+
+async def test_readers_of_an_inbox_that_lapsed_while_the_store_was_away_are_not_taken_for_gone(
+    redis_server: RedisServer,
+) -> None:
+    async with rig(redis_server) as seeded:
+        hub = a_hub(seeded)
+        await hub.start()
+        reader = hub.expect(job_id(1))
+        claim = await seeded.running(a_job(1, on_disconnect=OnDisconnect.CANCEL), gateway=hub.id)
+        await until(lambda: _is(redis_server.command("EXISTS", keys.inbox(POOL, hub.id)) == 1))
+        # What an outage longer than the inbox's life leaves: a worker writes before the gateway is back.
+        redis_server.command("DEL", keys.inbox(POOL, hub.id))
+        await seeded.append(claim, 1, events(1, 1))
+        assert seeded.view().abandoned == {1}
+        await until(lambda: _is(seeded.view().abandoned == set()))
+        assert seeded.job(1)["inbox"] == hub.id.encode()
+        await seeded.append(claim, 2, events(2, 2))
+        got: list[int] = []
+        while got[-1:] != [2]:
+            got += [entry.last.seq for entry in await reader.next()]
+        assert got == [0, 1, 2]
         await hub.close()
 
 

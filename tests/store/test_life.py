@@ -249,7 +249,9 @@ class Life(RuleBasedStateMachine):
             if job.state in ("queued", "delayed") and job.deadline_ms <= self.now_ms
         }
         # A running one is its worker's to end for some seconds, and then it is ended over its head.
-        hung = {number for number, job in self.jobs.items() if job.state == "running" and job.deadline_ms <= self.now_ms}
+        hung = {
+            number for number, job in self.jobs.items() if job.state == "running" and job.deadline_ms <= self.now_ms
+        }
         assert late <= set(listed) <= late | hung
         for number, (fence, worker) in listed.items():
             assert bool(worker) == (number in hung)

@@ -79,7 +79,11 @@ class Journal:
             if not event.data.startswith('{"error"'):
                 self._wrong("an event has no position")
             return
-        position = Position.parse(event.id)
+        try:
+            position = Position.parse(event.id)
+        except ValueError:
+            self._wrong(f"{event.id!r} is no position")
+            return
         if event.name == "reset":
             self._begin(position)
             return

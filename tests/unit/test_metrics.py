@@ -28,6 +28,9 @@ def _used() -> list[Group]:
     gateway.request("/v1/jobs/{job_id}", 200, 0.1)
     worker.job_ended(JOB, Outcome(State.SUCCEEDED, usage=Usage(1, 2), timings_ms={"queued": 1, "total": 2}))
     worker.upstream_error("b", "upstream_timeout")
+    worker.retry("next")
+    worker.hedge("won")
+    worker.breaker("b", "half_open")
     with worker.upstream_call("b") as call:
         call.first_token()
     scheduler.show_pool(PoolView("p", {("batch", "m"): 1}, {"batch": 2.0}, {"batch": 3.0}, 4, 5, 6, 7))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,25 @@ async def test_a_child_that_dies_is_started_again_and_told_of(tmp_path: Path) ->
     await until(replaced)
     assert is_alive(supervisor.running["one"].pid)
     assert "one ended with signal SIGKILL; starting it again" in said[0]
+    await supervisor.stop()
+
+
+async def test_a_child_that_may_leave_is_not_started_again_when_it_ends_well(tmp_path: Path) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(said.append, NoWaiting())
+    once = tmp_path / "once"
+    # It fails the first time, and then ends as one does that was told to go.
+    script = f"test -e '{once}' && exit 0; touch '{once}'; exit 1"
+    await supervisor.start([replace(shell("worker-1", script, tmp_path), may_leave=True)])
+
+    async def left() -> bool:
+        return any("has left" in line for line in said)
+
+    await until(left)
+    assert [line.partition(";")[0] for line in said] == [
+        "worker-1 ended with exit code 1",
+        "worker-1 was drained and has left",
+    ]
     await supervisor.stop()
 
 

@@ -162,7 +162,9 @@ async def test_what_a_failover_loses_is_told_at_once_and_never_spliced(fleet: Fl
     sys.stdout.write(f"… jobs {dict(Counter(states))}; streams {dict(Counter(ends))}\n")
     assert set(states) == {"lost"}
     assert [problem for journal in (*old, *young) for problem in journal.problems] == []
-    assert set(ends) <= TOLD
+    # A reader that had all of it until then, and whose worker went on, may see its whole answer.
+    assert set(ends[: len(old)]) <= TOLD | {DONE}
+    assert set(ends[len(old) :]) <= TOLD
 
 
 async def test_a_failover_loses_no_job_that_the_ledger_has(group: FailoverGroup, tmp_path: Path) -> None:
@@ -180,7 +182,10 @@ async def test_a_failover_loses_no_job_that_the_ledger_has(group: FailoverGroup,
             say(f"{len(ids)} jobs of the ledger, lost by Redis, had ended, after the election, in", elected_s)
     finally:
         await asyncio.to_thread(fleet.stop)
-    assert {record["status"] for record in records} == {"succeeded"}
+    ends = Counter((record["status"], (record["error"] or {}).get("code")) for record in records)
+    sys.stdout.write(f"… {dict(ends)}\n")
+    # One that ran when Redis lost it may have been answered; it is not run twice without a word.
+    assert set(ends) <= {("succeeded", None), ("failed", "redis_lost")}
 
 
 async def _read(caller: Caller, journal: Journal, tokens: int) -> str:

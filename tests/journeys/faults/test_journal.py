@@ -1,0 +1,481 @@
+"""What a 202 promises: the job ends once, visibly, whatever dies on the way and whatever the queue's store forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import make_url
+
+from common import keys
+from common.contracts import State
+from common.ledger.database import FILE_NAME, Database
+from common.ledger.journal import JournalLedger
+from tests.support.fleet import Fleet
+from tests.support.fleet import until as until_it
+from tests.support.history import Journal as Reading
+from tests.support.postgres import PostgresServer
+from tests.support.reader import Caller, Refused, numbered, until
+from tests.support.redis_server import EVERY_WRITE_KEPT
+from tests.support.runner import drawn_seed
+from tests.support.stage import POOL, say
+
+pytestmark = pytest.mark.timeout(90)
+
+JOBS = "/v1/jobs"
+
+
+class Office:
+    """A fleet and the database of its ledger."""
+
+    def __init__(self, fleet: Fleet, url: str) -> None:
+        self.fleet = fleet
+        self.redis = fleet.redis
+        self.url = url
+
+    def caller(self) -> Caller:
+        """A caller of both gateways."""
+        return Caller([self.fleet.url(number) for number in (0, 1)])
+
+    @asynccontextmanager
+    async def ledger(self) -> AsyncGenerator[JournalLedger]:
+        """The ledger, as another process has it."""
+        database = Database(make_url(self.url))
+        try:
+            yield JournalLedger(database)
+        finally:
+            await database.close()
+
+    async def ends(self, job_ids: list[str]) -> Counter[str]:
+        """How many of these jobs the ledger has with each status, once none is open. Raises TimeoutError."""
+        async with self.ledger() as ledger, asyncio.timeout(30):
+            while True:
+                entries = [await ledger.get(job_id) for job_id in job_ids]
+                if all(entry is not None and entry.end is not None for entry in entries):
+                    return Counter(entry.end.status.value for entry in entries if entry and entry.end)
+                await asyncio.sleep(0.1)
+
+    def mend(self) -> None:
+        """Starts what does not run."""
+        self.redis.thaw()
+        if self.redis.process is None or self.redis.process.poll() is not None:
+            self.redis.start()
+        self.redis.command("CLIENT", "UNPAUSE")
+        for name in self.fleet.members:
+            self.fleet.thaw(name)
+        self.fleet.start_again(*(name for name, member in self.fleet.members.items() if not member.runs))
+        until_it(lambda: self.redis.command("EXISTS", keys.ledger(POOL)), what="nobody keeps the journal")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def _office(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    place = tmp_path_factory.mktemp("journal")
+    url = f"sqlite+aiosqlite:///{place / FILE_NAME}"
+    settings: dict[str, Any] = {}
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        settings["database_url"] = url = server.fresh()
+    fleet = Fleet(place, gateways=2, workers=2, schedulers=2, valkey=EVERY_WRITE_KEPT, lease_s=2, **settings)
+    try:
+        yield Office(fleet.start(), url)
+    finally:
+        fleet.stop()
+
+
+@pytest.fixture
+def office(_office: Office) -> Iterator[Office]:
+    """The fleet with every member at work; afterwards no member may have logged a traceback."""
+    _office.mend()
+    yield _office
+    _office.mend()
+    for name, member in _office.fleet.members.items():
+        assert "Traceback" not in member.log(), f"{name}:\n{member.log()[-6000:]}"
+
+
+async def submit(caller: Caller, body: dict[str, Any], **options: Any) -> str:
+    """The id of a job accepted by the ledger."""
+    answer = await caller.http.post(caller.next_url() + JOBS, json=_job(body, **options))
+    if answer.is_error:
+        raise Refused(answer.status_code, answer.content)
+    assert (answer.status_code, answer.headers["x-headrace-durability"]) == (202, "journal"), answer.text
+    return answer.json()["id"]
+
+
+def _job(body: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return {"endpoint": "/v1/chat/completions", "body": body, **options}
+
+
+async def _started(office: Office, *job_ids: str) -> None:
+    def running() -> bool:
+        return all(office.redis.command("HGET", keys.job(POOL, one), "state") == b"running" for one in job_ids)
+
+    await until(running, "they did not begin")
+
+
+# --- the store loses everything ---------------------------------------------------------------------------------------
+
+
+async def test_two_hundred_open_jobs_survive_a_store_that_forgets_everything(office: Office) -> None:
+    async with office.caller() as caller:
+        ended = [await submit(caller, numbered(3)) for _ in range(5)]
+        for job_id in ended:
+            await caller.ended(job_id)
+        assert await office.ends(ended) == {"succeeded": 5}
+        delayed = await submit(caller, numbered(3), delay_ms=3_000)
+        ids = await asyncio.gather(*(submit(caller, numbered(10 + number % 20, token_ms=50)) for number in range(199)))
+        await until(lambda: office.redis.command("HLEN", _holder(office)) > 0, "nothing runs")
+        office.redis.command("FLUSHALL")
+        lost_s = time.monotonic()
+        # Visible all the time, the ended ones with their answers.
+        records = [await caller.job(job_id) for job_id in (*ids, delayed, *ended)]
+        assert {record["status"] for record in records[:199]} <= {"queued", "running", "succeeded"}
+        assert [record["result"]["choices"][0]["message"]["content"] for record in records[200:]] == [" 0 1 2"] * 5
+        records = await asyncio.gather(*(caller.ended(job_id, 60) for job_id in (*ids, delayed)))
+        say("everything lost under 200 open jobs: all of them had ended after", lost_s)
+    assert Counter(record["status"] for record in records) == {"succeeded": 200}
+    assert await office.ends([*ids, delayed, *ended]) == {"succeeded": 205}
+
+
+def _holder(office: Office) -> str:
+    names: list[bytes] = office.redis.command("ZRANGE", keys.workers(POOL), 0, -1)
+    return keys.held(POOL, names[0].decode()) if names else keys.held(POOL, "nobody")
+
+
+async def test_the_list_shows_the_same_jobs_before_and_after_the_loss(office: Office) -> None:
+    async with office.caller() as caller:
+        ids = [await submit(caller, numbered(2)) for _ in range(12)]
+        for job_id in ids:
+            await caller.ended(job_id)
+        assert await office.ends(ids) == {"succeeded": 12}
+        assert await _pages(caller, 13) == ids[::-1]
+        office.redis.command("FLUSHALL")
+        assert await _pages(caller, 13) == ids[::-1]
+        office.mend()
+        newer = await submit(caller, numbered(2))
+        await caller.ended(newer)
+        assert await _pages(caller, 13) == [newer, *ids[::-1]]
+
+
+async def _pages(caller: Caller, most: int) -> list[str]:
+    """The newest jobs that were made of two tokens, in pages of five, each with its end."""
+    seen: list[str] = []
+    after = ""
+    while len(seen) < most:
+        page = (await caller.http.get(f"{caller.next_url()}{JOBS}?limit=5{after}")).json()
+        for row in page["data"]:
+            if row["result"] is None or row["usage"]["completion_tokens"] != 2:
+                return seen
+            seen.append(row["id"])
+        if not page["has_more"]:
+            break
+        after = f"&after={page['data'][-1]['id']}"
+    return seen
+
+
+async def test_a_job_cancelled_while_the_store_does_not_know_it_never_comes_back(office: Office) -> None:
+    async with office.caller() as caller:
+        hanging = await submit(caller, numbered(3, first_token_ms=60_000))
+        known = await submit(caller, numbered(3, first_token_ms=60_000))
+        await _started(office, hanging, known)
+        told = await caller.http.post(f"{caller.next_url()}{JOBS}/{known}/cancel")
+        assert told.status_code == 200
+        for name in ("scheduler-0", "scheduler-1"):
+            office.fleet.freeze(name)
+        office.redis.command("FLUSHALL")
+        answer = await caller.http.post(f"{caller.next_url()}{JOBS}/{hanging}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        for name in ("scheduler-0", "scheduler-1"):
+            office.fleet.thaw(name)
+        assert await office.ends([hanging, known]) == {"cancelled": 2}
+        later = await submit(caller, numbered(2))
+        await caller.ended(later)
+        assert (await caller.job(hanging))["status"] == (await caller.job(known))["status"] == "cancelled"
+
+
+async def test_a_job_whose_time_was_over_when_it_was_found_lost_is_told_so(office: Office) -> None:
+    async with office.caller() as caller:
+        job_id = await submit(caller, numbered(3, first_token_ms=60_000), deadline_ms=2_000)
+        for name in ("scheduler-0", "scheduler-1"):
+            office.fleet.freeze(name)
+        office.redis.command("FLUSHALL")
+        lost_s = time.monotonic()
+        await until(lambda: time.monotonic() - lost_s > 2.1, "time stands still")
+        for name in ("scheduler-0", "scheduler-1"):
+            office.fleet.thaw(name)
+        record = await caller.ended(job_id)
+    assert (record["status"], record["error"]["code"]) == ("failed", "redis_lost")
+    assert record["result"] is None and record["finished_at"] is not None
+
+
+async def test_the_same_key_is_the_same_job_also_after_the_loss(office: Office) -> None:
+    async with office.caller() as caller:
+        headers = {"idempotency-key": f"key-{time.time_ns()}"}
+        body = _job(numbered(2))
+        first = await caller.http.post(caller.next_url() + JOBS, json=body, headers=headers)
+        await caller.ended(first.json()["id"])
+        assert await office.ends([first.json()["id"]]) == {"succeeded": 1}
+        office.redis.command("FLUSHALL")
+        again = await caller.http.post(caller.next_url() + JOBS, json=body, headers=headers)
+        other = await caller.http.post(caller.next_url() + JOBS, json=_job(numbered(3)), headers=headers)
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (202, first.json()["id"], "succeeded")
+    assert other.status_code == 422
+
+
+# --- the store goes back in time --------------------------------------------------------------------------------------
+
+
+async def test_a_store_restored_from_an_older_copy_loses_and_doubles_nothing(office: Office) -> None:
+    async with office.caller() as caller:
+        early = [await submit(caller, numbered(4, first_token_ms=1_500)) for _ in range(8)]
+        await _started(office, *early)
+        copy = _copy_of_store(office)
+        late = [await submit(caller, numbered(4)) for _ in range(20)]
+        for job_id in (*early, *late):
+            await caller.ended(job_id)
+        assert await office.ends([*early, *late]) == {"succeeded": 28}
+        open_ids = [await submit(caller, numbered(4, first_token_ms=8_000)) for _ in range(20)]
+        await _started(office, *open_ids)
+        _restore(office, copy)
+        say_s = time.monotonic()
+        records = await asyncio.gather(*(caller.ended(job_id, 60) for job_id in (*early, *late, *open_ids)))
+        say("an older copy of the store under 20 open jobs: all of them had ended after", say_s)
+        # What the older copy ran again was stopped, and its first end is what callers see.
+        assert {record["status"] for record in records} == {"succeeded"}
+        assert {record["result"]["choices"][0]["message"]["content"] for record in records} == {" 0 1 2 3"}
+    assert await office.ends([*early, *late, *open_ids]) == {"succeeded": 48}
+
+
+def _copy_of_store(office: Office) -> Path:
+    """What the append-only file has now, aside."""
+    copy = office.fleet.directory / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    office.redis.freeze()
+    shutil.copytree(office.fleet.directory / "appendonlydir", copy)
+    office.redis.thaw()
+    return copy
+
+
+def _restore(office: Office, copy: Path) -> None:
+    office.redis.kill()
+    shutil.rmtree(office.fleet.directory / "appendonlydir")
+    shutil.copytree(copy, office.fleet.directory / "appendonlydir")
+    office.redis.start()
+
+
+# --- processes die at each step ---------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_killed_between_the_ledger_and_the_queue_leaves_a_job_that_runs(office: Office) -> None:
+    async with office.caller() as caller:
+        seen = await submit(caller, numbered(1))
+        await caller.ended(seen)
+        # Reading goes on, so the gateway gets as far as the commit; what writes waits.
+        office.redis.command("CLIENT", "PAUSE", 30_000, "WRITE")
+        asking = asyncio.create_task(
+            caller.http.post(office.fleet.url(0) + JOBS, json=_job(numbered(3), metadata={"told": False}))
+        )
+        job_id = await _newest_open(office)
+        office.fleet.kill("gateway-0")
+        with pytest.raises(httpx.TransportError):
+            await asking
+        office.redis.command("CLIENT", "UNPAUSE")
+        record = await caller.ended(job_id)
+    assert (record["status"], record["metadata"]) == ("succeeded", {"told": False})
+    assert await office.ends([job_id]) == {"succeeded": 1}
+
+
+async def _newest_open(office: Office) -> str:
+    """The id of an open job, once there is one."""
+    async with office.ledger() as ledger, asyncio.timeout(10):
+        while not (ids := await ledger.open_ids(POOL, after="", created_by_ms=2**52, most=1)):
+            await asyncio.sleep(0.02)
+        return ids[0]
+
+
+async def test_a_store_that_freezes_after_the_commit_costs_the_caller_nothing_but_time(office: Office) -> None:
+    async with office.caller() as caller:
+        office.redis.command("CLIENT", "PAUSE", 30_000, "WRITE")
+        began_s = time.monotonic()
+        job_id = await submit(caller, numbered(3))
+        took_s = say("the store took no writes: a job was accepted by the ledger after", began_s)
+        office.redis.command("CLIENT", "UNPAUSE")
+        assert (await caller.ended(job_id))["status"] == "succeeded"
+    assert took_s < 2.6
+    assert await office.ends([job_id]) == {"succeeded": 1}
+
+
+async def test_a_refused_job_leaves_no_row_that_would_run_later(office: Office) -> None:
+    async with office.caller() as caller, office.ledger() as ledger:
+        open_before = (await ledger.counts()).get("open", 0)
+        used = int(office.redis.command("INFO", "memory").split(b"used_memory:")[1].split(b"\r")[0])
+        office.redis.command("CONFIG", "SET", "maxmemory", used // 2)
+        try:
+            with pytest.raises(Refused) as refused:
+                await submit(caller, numbered(2))
+            assert (refused.value.status, refused.value.code) == (503, "store_full")
+        finally:
+            office.redis.command("CONFIG", "SET", "maxmemory", 0)
+        async with asyncio.timeout(10):
+            while (await ledger.counts()).get("open", 0) > open_before:
+                await asyncio.sleep(0.05)
+
+
+async def test_every_job_that_was_accepted_while_gateways_and_schedulers_were_killed_ends_once(office: Office) -> None:
+    draw = random.Random(drawn_seed())
+    accepted: list[str] = []
+    unknown = 0
+    done = asyncio.Event()
+
+    async def kill() -> None:
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            for _ in range(draw.randrange(8)):
+                await asyncio.sleep(0.05)
+            name = draw.choice(["gateway-0", "gateway-1", "scheduler-0", "scheduler-1", "worker-0"])
+            await asyncio.to_thread(office.fleet.kill, name)
+            await asyncio.to_thread(office.fleet.start_again, name)
+        done.set()
+
+    async def ask(caller: Caller) -> None:
+        nonlocal unknown
+        while not done.is_set():
+            try:
+                accepted.append(await submit(caller, numbered(3, token_ms=20)))
+            except (httpx.TransportError, Refused):
+                unknown += 1
+                await asyncio.sleep(0.05)
+
+    async with office.caller() as caller:
+        killing = asyncio.create_task(kill())
+        await asyncio.gather(*(ask(caller) for _ in range(4)))
+        await killing
+        records = await asyncio.gather(*(caller.ended(job_id, 40) for job_id in accepted))
+    assert len(accepted) > 20, f"only {len(accepted)} were accepted, {unknown} refused"
+    assert {record["status"] for record in records} == {"succeeded"}
+    assert await office.ends(accepted) == {"succeeded": len(accepted)}
+    async with office.ledger() as ledger:
+        # Those whose callers never heard end as well.
+        await _none_open(ledger)
+
+
+async def _none_open(ledger: JournalLedger) -> None:
+    async with asyncio.timeout(30):
+        while (await ledger.counts()).get("open", 0):
+            await asyncio.sleep(0.1)
+
+
+# --- the ledger's database is away ------------------------------------------------------------------------------------
+
+
+async def test_postgresql_restarted_in_the_middle_costs_refusals_and_no_job(
+    office: Office, postgres: PostgresServer
+) -> None:
+    if office.url.startswith("sqlite"):
+        pytest.skip("a file has no server to restart")
+    accepted: list[str] = []
+    codes: Counter[str] = Counter()
+    back = asyncio.Event()
+
+    async def ask(caller: Caller) -> None:
+        while not back.is_set() or not accepted:
+            try:
+                accepted.append(await submit(caller, numbered(3, token_ms=20)))
+            except Refused as refused:
+                codes[f"{refused.status} {refused.code}"] += 1
+                await asyncio.sleep(0.05)
+
+    async with office.caller() as caller:
+        asking = [asyncio.create_task(ask(caller)) for _ in range(4)]
+        await until(lambda: len(accepted) > 20, "nothing was accepted")
+        await asyncio.to_thread(postgres.kill)
+        try:
+            await until(lambda: codes, "nothing was refused")
+            reading = Reading(tokens=5)
+            # The way of a chat does not lead through the ledger.
+            await caller.chat(numbered(5), reading)
+            assert reading.problems == []
+        finally:
+            await asyncio.to_thread(postgres.start)
+        before = len(accepted)
+        await until(lambda: len(accepted) > before + 20, "nothing was accepted again")
+        back.set()
+        await asyncio.gather(*asking)
+        records = await asyncio.gather(*(caller.ended(job_id, 40) for job_id in accepted))
+    assert set(codes) == {"503 ledger_unavailable"}
+    assert {record["status"] for record in records} == {"succeeded"}
+    assert await office.ends(accepted) == {"succeeded": len(accepted)}
+    async with office.ledger() as ledger:
+        # Nobody whose caller was refused runs on for ever.
+        await _none_open(ledger)
+
+
+async def test_a_frozen_postgresql_holds_no_caller_for_more_than_two_seconds(
+    office: Office, postgres: PostgresServer
+) -> None:
+    if office.url.startswith("sqlite"):
+        pytest.skip("a file can't be frozen")
+    async with office.caller() as caller:
+        seen = await submit(caller, numbered(2))
+        await caller.ended(seen)
+        postgres.freeze()
+        try:
+            began_s = time.monotonic()
+            with pytest.raises(Refused) as refused:
+                await submit(caller, numbered(2))
+            took_s = say("PostgreSQL frozen: a job was refused after", began_s)
+            # What the store knows needs no ledger.
+            assert (await caller.job(seen))["status"] == "succeeded"
+        finally:
+            postgres.thaw()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    again = await submit(caller, numbered(2))
+                    break
+                except Refused:
+                    await asyncio.sleep(0.1)
+        await caller.ended(again)
+    # The promise is 2 s; the rest is for a busy machine.
+    assert (refused.value.status, refused.value.code) == (503, "ledger_unavailable") and took_s < 2.6
+    assert await office.ends([seen, again]) == {"succeeded": 2}
+
+
+# --- without a journal ------------------------------------------------------------------------------------------------
+
+
+async def test_without_the_journal_jobs_are_the_stores_alone_and_no_database_is_made(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, journal="off")
+    try:
+        fleet.start()
+        async with Caller([fleet.url(0)]) as caller:
+            answer = await caller.http.post(fleet.url(0) + JOBS, json=_job(numbered(2)))
+            assert answer.headers["x-headrace-durability"] == "redis"
+            assert (await caller.ended(answer.json()["id"]))["status"] == State.SUCCEEDED
+            assert fleet.redis.command("KEYS", "*:ended") == []
+        assert not (tmp_path / FILE_NAME).exists()
+    finally:
+        fleet.stop()
+
+
+async def test_a_gateway_whose_file_no_scheduler_keeps_does_not_claim_the_journal(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.add("gateway-0", "gateway", data_dir=str(tmp_path / "its own"))
+    try:
+        fleet.start()
+        until_it(lambda: fleet.redis.command("EXISTS", keys.ledger(POOL)), what="nobody keeps the journal")
+        async with Caller([fleet.url(0)]) as caller:
+            answer = await caller.http.post(fleet.url(0) + JOBS, json=_job(numbered(2)))
+            assert (answer.status_code, answer.headers["x-headrace-durability"]) == (202, "redis")
+            assert (await caller.ended(answer.json()["id"]))["status"] == State.SUCCEEDED
+        assert "journal.another_ledger" in fleet.members["gateway-0"].log()
+    finally:
+        fleet.stop()
