@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
-from redis.asyncio.connection import Connection, SSLConnection
+from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -27,6 +27,7 @@ FORM: Final = "redis+sentinel://[user:password@]host:port,host:port/<service>/<d
 SENTINEL_PORT: Final = 26379
 # A sentinel that hangs costs every new connection so long, and only where no majority answers without it.
 ASK_LIMIT_S: Final = 0.5
+WATCH_S: Final = 1.0
 _TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 
@@ -142,6 +143,13 @@ class Finder:
             raise RedisConnectionError("no sentinel names a master")
         return self.last
 
+    async def watch(self) -> None:
+        """Keeps `last` fresh, without end: a master that is replaced by order takes writes until somebody stops it."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            with suppress(RedisConnectionError):
+                await self.master()
+
     async def _ask(self, address: Address) -> tuple[int, Address] | None:
         """(epoch of the last failover, the master's address) by this sentinel; None where it can't say."""
         connection = self._connection(address)
@@ -202,6 +210,11 @@ class MasterConnection(Connection):
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
         self._finder = finder
 
+    @property
+    def moved(self) -> bool:
+        """Whether, as far as is known, another server is the master now."""
+        return self.is_connected and self._finder.last != (self.host, self.port)
+
     async def _connect(self) -> None:
         self.host, self.port = await self._finder.master()
         await super()._connect()
@@ -227,3 +240,9 @@ def pool_options(sentinels: Sentinels) -> dict[str, Any]:
         **sentinels.login,
         **(sentinels.tls or {}),
     }
+
+
+def finder_of(pool: ConnectionPool) -> Finder | None:
+    """What the pool's connections ask for their master; None where they go to one server, whatever it is."""
+    options: dict[str, Any] = pool.connection_kwargs  # pyright: ignore[reportUnknownMemberType]
+    return options.get("finder")

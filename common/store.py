@@ -36,7 +36,7 @@ from redis.exceptions import (
 )
 
 from common.errors import HeadraceError, InternalError, StoreFull, StoreUnavailable, StoreUntouched
-from common.sentinel import MasterConnection, pool_options, sentinels_of
+from common.sentinel import MasterConnection, finder_of, pool_options, sentinels_of
 
 Argument = str | bytes | int | float
 
@@ -101,6 +101,8 @@ class Store:
         self._connection: AbstractConnection | None = None
         self._wake: asyncio.Event = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._finder = finder_of(pool)
         self._closed = False
         self._load = [_pack(("SCRIPT", "LOAD", script.source)) for script in self.scripts.values()]
 
@@ -115,10 +117,11 @@ class Store:
     async def close(self) -> None:
         """Ends the pump and every connection; calls still waiting, and later ones, fail with StoreUnavailable."""
         self._closed = True
-        if self._pump is not None:
-            self._pump.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._pump
+        for task in (self._pump, self._watch):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         await self._give_up([], StoreUnavailable("The store was closed."))
         await self.client.aclose()
         await self.pool.disconnect()
@@ -146,6 +149,8 @@ class Store:
         self._waiting.append(trip)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run(), name="store pump")
+            if self._watch is None and self._finder is not None:
+                self._watch = asyncio.create_task(self._finder.watch(), name="store sentinels")
         self._wake.set()
         return trip.reply
 
@@ -185,6 +190,8 @@ class Store:
             _refuse(trip, _untouched(error) if not trip.sent else error)
 
     async def _replies(self, trips: list[_Trip]) -> list[Any]:
+        if isinstance(self._connection, MasterConnection) and self._connection.moved:
+            await self._drop_connection()
         if self._connection is None:
             self._connection = await self.pool.get_connection()  # pyright: ignore[reportUnknownMemberType]
             await self._pipeline(self._connection, self._load)
@@ -223,27 +230,17 @@ class Store:
         except _UNAVAILABLE as error:
             raise _unreachable(error) from error
         try:
-            yield BlockingReader(connection, self._is_current)
+            yield BlockingReader(connection)
         finally:
             await _hang_up(connection)
             await self.pool.release(connection)
-
-    def _is_current(self, connection: AbstractConnection) -> bool:
-        """Whether it may be used: its server is, as far as this process knows, still the one to speak to."""
-        known = self._connection
-        if not connection.is_connected:
-            return True
-        if not isinstance(connection, MasterConnection) or not isinstance(known, MasterConnection):
-            return True
-        return (connection.host, connection.port) == (known.host, known.port)
 
 
 class BlockingReader:
     """A connection that one reader waits on."""
 
-    def __init__(self, connection: AbstractConnection, is_current: Callable[[AbstractConnection], bool]) -> None:
+    def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
-        self._is_current = is_current
 
     async def command(self, *words: Argument, wait_s: float) -> Any:
         """The raw reply of a command that waits up to `wait_s` on the server. Raises StoreUnavailable or InternalError.
@@ -251,7 +248,7 @@ class BlockingReader:
         After an error or a cancelled wait it starts afresh: a late reply never answers a later command.
         """
         packed = _pack(words)
-        if not self._is_current(self._connection):
+        if isinstance(self._connection, MasterConnection) and self._connection.moved:
             # A master that was demoted still answers reads, with what it has of its successor.
             await _hang_up(self._connection)
             raise StoreUnavailable("The queue's store has moved to another server.")

@@ -131,10 +131,17 @@ class EventStream(EventSourceResponse):
     client that takes nothing for `SEND_TIMEOUT_S` is cut.
     """
 
-    def __init__(self, hub: Hub, body: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        body: AsyncGenerator[bytes, None],
+        headers: dict[str, str],
+        *,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+    ) -> None:
         all_headers = {"Cache-Control": "no-cache", **headers}
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
-            body, headers=all_headers, ping=0, sep="\n", send_timeout=SEND_TIMEOUT_S
+            body, headers=all_headers, ping=0, sep="\n", send_timeout=send_timeout_s
         )
         self._hub = hub
 
@@ -155,7 +162,7 @@ class EventStream(EventSourceResponse):
         except BaseExceptionGroup as group:
             if not isinstance(group.exceptions[0], SendTimeoutError):
                 raise group.exceptions[0] from None
-            log.info("relay.client_takes_nothing", for_s=SEND_TIMEOUT_S)
+            log.info("relay.client_takes_nothing", for_s=self.send_timeout)
             hang_up(at_once=True)
         if not complete:
             hang_up()

@@ -95,5 +95,5 @@ class Promoter:
 
     async def _cancel(self, pool: str) -> int:
         ids = await self._queue.abandoned(pool, most=self._params.most)
-        await asyncio.gather(*(self._queue.cancel(job_id) for job_id in ids))
+        await asyncio.gather(*(self._queue.cancel(job_id, unread=True) for job_id in ids))
         return len(ids)

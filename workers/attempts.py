@@ -18,6 +18,7 @@ from common.contracts import Priority
 from common.errors import HeadraceError, ModelNotFound, UpstreamCredentials, UpstreamError, UpstreamUnavailable
 from common.metrics import WorkerMetrics
 from common.queue import Claim
+from workers.breakers import PROBED_MS
 from workers.budget import Budget
 from workers.caller import Ask, Caller, ClosedOff, Work
 from workers.fleet import Fleet
@@ -71,7 +72,7 @@ class _Tally:
         if isinstance(error, UpstreamCredentials):
             return Unserved(error, Missed(called=True, may_recur=False), self.backend)
         wait_s = error.failure.retry_after_s
-        missed = Missed(self.called > 0, error.retryable, wait_s, self.soonest_ms or 0)
+        missed = Missed(self.called > 0, error.retryable, wait_s, self.soonest_ms or PROBED_MS)
         return Unserved(error, missed, self.backend)
 
 

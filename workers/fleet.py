@@ -85,6 +85,11 @@ class Fleet:
             free=self.backends[backend].concurrency - busy,
         )
 
+    def usable(self, backend: str) -> bool:
+        """Whether a call may be made there, as far as is known: it is healthy, and neither breaker nor keys refuse."""
+        health = self.health.get(backend)
+        return (health is None or health.healthy) and not self.wait_ms(backend)
+
     def standings(self, backends: Sequence[str]) -> Mapping[str, Standing]:
         """As `standing`, by name."""
         return {name: self.standing(name) for name in backends}
@@ -143,7 +148,7 @@ class Fleet:
 
     def _look_for_room(self) -> None:
         before = self._roomy
-        self._roomy = {name for name in self.backends if self.slots.obtainable(name) > 0 and self.standing(name).usable}
+        self._roomy = {name for name in self.backends if self.slots.obtainable(name) > 0 and self.usable(name)}
         if self._roomy - before:
             self._room()
 

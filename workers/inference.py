@@ -25,6 +25,8 @@ from workers.providers.base import Call, Provider
 from workers.publisher import Publisher
 from workers.runs import GiveBack
 
+LAST_MOMENT_S: Final = 0.05
+"""A call's own limit is the time left to the deadline, and may end it a moment before ours does."""
 DEADLINE: Final = Failure("deadline_exceeded", "The job's deadline passed before the answer was complete.")
 
 
@@ -138,7 +140,7 @@ class Generation:
     async def _after(self, unserved: Unserved) -> Settlement | GiveBack:
         failure, sent = unserved.failure, self._track.anything_sent
         self._backend = self._backend or unserved.backend
-        if self._left_s() <= 0:
+        if self._left_s() <= LAST_MOMENT_S:
             return await self.break_off(State.EXPIRED, DEADLINE)
         if sent:  # whatever broke it off: the request itself was taken
             unserved.missed = dataclasses.replace(unserved.missed, may_recur=True)

@@ -28,19 +28,20 @@ class Lanes:
             for model, backends in self._backends.items()
             for priority in Priority
         ]
-        self._sharing = set(self._backends.values())
+        # Lanes by the backends that they share: asked at every claim, so put together once.
+        self._sharing = {
+            shared: frozenset(name for name, _, backends in self._rows if backends == shared)
+            for shared in set(self._backends.values())
+        }
 
     def __call__(self) -> list[str]:
         """The names of the lanes that can be served."""
-        usable = {backends: any(map(self._usable, backends)) for backends in self._sharing}
+        usable = {backends: any(map(self._fleet.usable, backends)) for backends in self._sharing}
         return [name for name, priority, backends in self._rows if priority is Priority.INTERACTIVE or usable[backends]]
 
     def caps(self) -> list[Cap]:
         """The most jobs to take in a claim from the lanes that share their backends: as many as those have room for."""
-        return [
-            Cap(self._room(backends), frozenset(name for name, _, served_by in self._rows if served_by == backends))
-            for backends in self._sharing
-        ]
+        return [Cap(self._room(backends), lanes) for backends, lanes in self._sharing.items()]
 
     def limits(self) -> dict[str, int]:
         """The same for each lane by itself; lanes that can't be served are left out."""
@@ -53,14 +54,12 @@ class Lanes:
 
     def _room(self, backends: frozenset[str]) -> int:
         """Where none can be called, one job may still come, to be told so."""
-        return sum(map(self._free, backends)) if any(map(self._usable, backends)) else 1
+        room = sum(map(self._free, backends))
+        return room if room or any(map(self._fleet.usable, backends)) else 1
 
     def _free(self, backend: str) -> int:
-        if not self._usable(backend):
+        if not self._fleet.usable(backend):
             return 0
         free = self._fleet.slots.obtainable(backend)
         # Until its probe has answered, the others would only come back.
         return free if self._fleet.breakers.view(backend).phase is Phase.CLOSED else min(free, 1)
-
-    def _usable(self, backend: str) -> bool:
-        return self._fleet.standing(backend).usable

@@ -120,7 +120,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Stops the writers; whoever has events left settles with them."""
-        for writer in self._writers.values():
+        for writer in list(self._writers.values()):
             writer.cancel()
             with suppress(asyncio.CancelledError):
                 await writer

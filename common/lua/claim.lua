@@ -1,14 +1,15 @@
 #!lua flags=allow-oom
 -- Gives a worker up to n jobs: from the highest class that waits, and in a class by fair tag over all its lanes. A lower
--- class whose head has waited past the class's slack earns a share of what the higher ones are given, counted in tokens,
--- so that none starves; a deep old backlog gets no more than that share, so that batch work never holds up chat.
+-- class whose head has waited past the class's slack earns a share of what the higher ones are given, counted in the time
+-- for which jobs hold a slot, so that none starves; a deep old backlog gets no more than that share, so that batch work
+-- never holds up chat.
 -- Jobs whose batch key this worker served last go first within a window, and the first one's key is taken along; a head
 -- is passed over a bounded number of times, a young job is left for a moment to a free worker that is warm for it.
 -- Marks owner and fence and opens the stream entry.
 -- KEYS 1 lanes (set)  2 fair (hash)  3 workers (zset)  4 bell (list)  5 held (hash)  6 waiting (hash)  7 warm (hash)
 --      8 capacity (hash)
 -- ARGV 1 pool prefix  2 clock offset ms  3 worker id  4 most jobs to take (n)  5 batch window, members
---      6 slack of class 1 ms  7 slack of class 2 ms  8 share of the tokens that an aged class earns, 0 to 1
+--      6 slack of class 1 ms  7 slack of class 2 ms  8 share of the slots' time that an aged class earns, 0 to 1
 --      9 how long a stream outlives its job's deadline, ms  10 how long a job is left to its warm worker, ms
 --      11 most claims in a row that pass over a head  12 least age of a job to be taken, ms  13 how long a key stays warm, ms
 --      14 number of caps, each a most number of jobs to take from the lanes that name it
@@ -18,7 +19,7 @@
 -- Derives `job:`, `stream:`, `lane:`, `held:`, `delayed` keys.
 local lanes, fair, workers, bell, held, waiting, warm, capacity = unpack(KEYS)
 local prefix, offset_ms, worker, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], math.min(tonumber(ARGV[4]), 1000)
-local most_dropped, most_warm = 1000, 4096
+local most_dropped, most_warm, most_credit_ms, unknown_ms_per_token = 1000, 4096, 3600000, 10
 local window, share, retention_ms = tonumber(ARGV[5]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local slack_ms = {[0] = 0, tonumber(ARGV[6]), tonumber(ARGV[7])}
 local hold_ms, most_passes, least_age_ms, warm_ms = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
@@ -41,7 +42,7 @@ for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
     if #head > 0 then
       local class = tonumber(string.sub(name, 1, 1))
       open[#open + 1] = {name = name, class = class, cap = served[name], head = head, at = 1, taken = {}, gone = {},
-        tokens = 0, dropped_tokens = 0}
+        tokens = 0, dropped_tokens = 0, slot_ms = 0}
       classes[class] = true
     end
   end
@@ -82,10 +83,31 @@ local function first_of_classes()
   return first
 end
 
-local credits, credits_changed = {0, 0}, false
-if (classes[0] and (classes[1] or classes[2])) or (classes[1] and classes[2]) then
-  local kept = redis.call('HMGET', fair, 'c:1', 'c:2')
+local credits, aging, credits_changed = {0, 0}, {}, false
+local contended = (classes[0] and (classes[1] or classes[2])) or (classes[1] and classes[2])
+if contended then
+  local kept = redis.call('HMGET', fair, 'c:1', 'c:2', 'g:1', 'g:2')
   credits = {tonumber(kept[1] or 0), tonumber(kept[2] or 0)}
+  aging = {kept[3], kept[4]}
+end
+
+-- How long a job is likely to hold a slot, by its cost, as the lane's last ones did.
+local function likely_ms(lane, cost)
+  if not lane.ms_per_token then
+    local mean_ms, mean_cost = string.match(redis.call('HGET', fair, 'm:' .. lane.name) or '', '^(%S+) (%S+)$')
+    lane.ms_per_token = mean_ms and mean_ms / mean_cost or unknown_ms_per_token
+  end
+  return math.max(1, cost * lane.ms_per_token)
+end
+
+-- Whether a class has waited past its slack. It has from then on until it is served for want of higher work: behind a
+-- head that came only now older jobs may wait.
+local function aged_out(class, lane)
+  if not aging[class] and age_ms(lane.head[lane.at]) >= slack_ms[class] then
+    aging[class] = '1'
+    redis.call('HSET', fair, 'g:' .. class, 1)
+  end
+  return aging[class]
 end
 
 -- The lane to take from, whether it is on an aged class's share, and the classes that earn by what is taken. A class
@@ -97,10 +119,11 @@ local function choose()
   local aged = {}
   for class = best.class + 1, 2 do
     local lane = first[class]
-    if lane and age_ms(lane.head[lane.at]) >= slack_ms[class] then aged[#aged + 1] = class end
+    if lane and aged_out(class, lane) then aged[#aged + 1] = class end
   end
   if #aged == 0 then return best, false, aged end
-  local price = tonumber(redis.call('HGET', prefix .. 'job:' .. string.match(best.head[best.at], '([^|]*)$'), 'cost') or 1)
+  local cost = redis.call('HGET', prefix .. 'job:' .. string.match(best.head[best.at], '([^|]*)$'), 'cost')
+  local price = math.min(most_credit_ms, likely_ms(best, tonumber(cost or 1)))
   for i, class in ipairs(aged) do
     if credits[class] >= price then
       table.remove(aged, i)
@@ -114,7 +137,14 @@ local reply = {now_ms}
 local count, dropped = 0, 0
 local left_by = {}
 
-local function take(lane, member, tag, on_share, along)
+-- What the job's true time in its slot will change in the classes' credits: class and factor, for each.
+local function accounts(class, on_share, earning)
+  local text = on_share and (' ' .. class .. ':-1') or ''
+  for _, other in ipairs(earning) do text = text .. ' ' .. other .. ':' .. share end
+  return text
+end
+
+local function take(lane, member, tag, account, along)
   lane.taken[#lane.taken + 1] = member
   lane.gone[member] = true
   lane.tag = math.max(lane.tag or 0, tonumber(tag))
@@ -129,10 +159,16 @@ local function take(lane, member, tag, on_share, along)
     lane.dropped_tokens = lane.dropped_tokens + tonumber(field[8] or 0)
     return
   end
+  local credit = ''
+  if account ~= '' then
+    local slot_ms = likely_ms(lane, tonumber(field[8] or 1))
+    lane.slot_ms = lane.slot_ms + slot_ms
+    credit = string.format('%.3f', slot_ms) .. account
+  end
   local fence = math.max(now_ms, tonumber(field[3]) + 1)
   local fence_text, attempt = string.format('%.0f', fence), tonumber(field[4]) + 1
   redis.call('HSET', job, 'state', 'running', 'worker', worker, 'fence', fence_text, 'attempt', attempt,
-    'started_ms', now_ms, 'on_share', on_share and 1 or 0)
+    'started_ms', now_ms, 'credit', credit)
   redis.call('HSET', held, id, fence_text)
   local stream = prefix .. 'stream:' .. id
   redis.call('XADD', stream, fence_text .. '-0', 's', attempt)
@@ -154,19 +190,21 @@ local function take(lane, member, tag, on_share, along)
   reply[last + 5], reply[last + 6], reply[last + 7] = field[6], field[2], field[7]
 end
 
-local function take_same_key(lane, key)
+local function take_same_key(lane, key, account)
   local near = redis.call('ZRANGE', prefix .. 'lane:' .. lane.name, 0, window - 1, 'WITHSCORES')
   for i = 1, #near, 2 do
     if count >= n or (caps[lane.cap] <= 0 and not joint(key)) then return end
     if not lane.gone[near[i]] and key_of(near[i]) == key then
-      take(lane, near[i], near[i + 1], false, joint(key))
+      take(lane, near[i], near[i + 1], account, joint(key))
     end
   end
 end
 
 -- Whether a job's key is another's to serve: one that lives, has a slot, and is given a moment to come.
 local function left_to(owner, member)
-  return owner and owner ~= worker and age_ms(member) < hold_ms
+  local age = age_ms(member)
+  -- It is older than the clock where that went back.
+  return owner and owner ~= worker and age >= 0 and age < hold_ms
     and tonumber(redis.call('ZSCORE', workers, owner) or 0) > now_ms
     and redis.call('HLEN', prefix .. 'held:' .. owner) < tonumber(redis.call('HGET', capacity, owner) or 0)
 end
@@ -200,6 +238,7 @@ local function pick(lane)
   return near[members[free]], near[members[free] + 1]
 end
 
+local served_at_last = {}
 while count < n and dropped < most_dropped do
   local lane, on_share, earning = choose()
   if not lane then break end
@@ -212,16 +251,18 @@ while count < n and dropped < most_dropped do
   if not member then
     lane.closed = true
   else
-    local tokens = lane.tokens
-    take(lane, member, tag, on_share)
-    if not on_share and key ~= '' and count < n then take_same_key(lane, key) end
-    tokens = lane.tokens - tokens
+    local account, slot_ms = accounts(lane.class, on_share, earning), lane.slot_ms
+    take(lane, member, tag, account)
+    if not on_share and key ~= '' and count < n then take_same_key(lane, key, account) end
+    slot_ms = lane.slot_ms - slot_ms
     if on_share then
-      credits[lane.class] = credits[lane.class] - tokens
+      credits[lane.class] = credits[lane.class] - slot_ms
       credits_changed = true
+    else
+      served_at_last[lane.class] = true
     end
     for _, class in ipairs(earning) do
-      credits[class] = credits[class] + share * tokens
+      credits[class] = credits[class] + share * slot_ms
       credits_changed = true
     end
   end
@@ -251,7 +292,12 @@ for class, tag in pairs(virtual) do
   end
 end
 if credits_changed then
-  redis.call('HSET', fair, 'c:1', credits[1], 'c:2', credits[2])
+  for class, credit in ipairs(credits) do
+    redis.call('HSET', fair, 'c:' .. class, math.max(-most_credit_ms, math.min(most_credit_ms, credit)))
+  end
+end
+for class = 1, 2 do
+  if served_at_last[class] and (aging[class] or not contended) then redis.call('HDEL', fair, 'g:' .. class) end
 end
 for tenant, jobs in pairs(left_by) do
   if redis.call('HINCRBY', waiting, 'j:' .. tenant, -jobs) <= 0 then redis.call('HDEL', waiting, 'j:' .. tenant) end

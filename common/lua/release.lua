@@ -2,18 +2,19 @@
 -- Puts a running job back: at its old place, or among the delayed for a retry. Where it may not run again it changes
 -- nothing and says why; the caller then settles it, with the same owner and fence.
 -- KEYS 1 job (hash)  2 stream (stream)  3 held (hash)  4 lanes (set)  5 bell (list)  6 delayed (zset)
---      7 waiting (hash)  8 stats (hash)
+--      7 waiting (hash)  8 stats (hash)  9 fair (hash)
 -- ARGV 1 pool prefix  2 clock offset ms  3 job id  4 worker id  5 fence  6 '1': counts as a failed attempt
 --      7 delay before it may run again, ms  8 the failed attempt (JSON) or ''  9 '1': it gave way to an urgent one
 -- Returns 0 put back, 1 refused (not the owner), 2 readers have tokens and a restart was not allowed,
 --      3 attempts used up, 4 its cancellation was asked for, 5 past its deadline
 -- Derives `lane:` keys.
-local job, stream, held, lanes, bell, delayed, waiting, stats = unpack(KEYS)
+local job, stream, held, lanes, bell, delayed, waiting, stats, fair = unpack(KEYS)
 local prefix, offset_ms, id, worker, fence = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local counts, delay_ms = ARGV[6] == '1', tonumber(ARGV[7])
 
 local field = redis.call('HMGET', job, 'state', 'worker', 'fence', 'failures', 'max_attempts', 'on_interrupt',
-  'cancel', 'deadline_ms', 'lane', 'tag', 'member', 'tenant', 'cost', 'errors')
+  'cancel', 'deadline_ms', 'lane', 'tag', 'member', 'tenant', 'cost', 'errors',
+  'credit', 'started_ms')
 if field[1] ~= 'running' or field[2] ~= worker or field[3] ~= fence then return 1 end
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
@@ -31,6 +32,11 @@ if counts then
 end
 
 redis.call('HDEL', held, id)
+-- The classes' accounts were charged what it was likely to take.
+local likely_ms = tonumber(string.match(field[15] or '', '^%S+'))
+for class, factor in string.gmatch(field[15] or '', '(%d):(%S+)') do
+  redis.call('HINCRBYFLOAT', fair, 'c:' .. class, factor * (math.max(0, now_ms - tonumber(field[16])) - likely_ms))
+end
 if ARGV[8] ~= '' then
   redis.call('HSET', job, 'errors', (field[14] and field[14] .. '\n' or '') .. ARGV[8])
 end

@@ -7,7 +7,7 @@
 --      6 last tokens (JSON, one event a line) or ''  7 their last event's number  8 the outcome's number, or '*'
 --      9 outcome (JSON)  10 status  11 result (JSON) or ''  12 '1': the readers' frame carries the result, not tokens
 --      13 how long the record stays, ms  14 how long the stream stays, ms  15 '1': attempts used up, list as dead
---      16 most entries kept in an inbox  17 tokens worked off  18 the failed attempt (JSON) or ''
+--      16 most entries kept in an inbox  17 tokens used  18 the failed attempt (JSON) or ''
 --      19 how long an idempotency key stays, ms
 -- Returns 0 ended, 1 refused (not the owner, or in another state), 2 unknown job, 3 already ended this way
 -- Derives `lane:`, `inbox:` and `idem:` keys.
@@ -17,7 +17,7 @@ local events, events_seq, outcome_seq, outcome = ARGV[6], ARGV[7], ARGV[8], ARGV
 local status, result, share_result = ARGV[10], ARGV[11], ARGV[12] == '1'
 
 local field = redis.call('HMGET', job, 'state', 'worker', 'fence', 'inbox', 'lane', 'member', 'tenant', 'cost',
-  'weight', 'on_share', 'started_ms', 'journal', 'idem', 'errors')
+  'weight', 'credit', 'started_ms', 'journal', 'idem', 'errors', 'tag')
 local state, lane_name, tenant, cost = field[1], field[5], field[7], tonumber(field[8] or 1)
 if not state then return 2 end
 if state ~= 'running' and state ~= 'queued' and state ~= 'delayed' then
@@ -73,21 +73,31 @@ redis.call('HINCRBY', stats, status, 1)
 if ARGV[18] ~= '' then
   redis.call('HSET', job, 'errors', (field[14] and field[14] .. '\n' or '') .. ARGV[18])
 end
+
+-- The estimate was charged to its tenant; what is charged in the end is what was used, and nothing for one that only
+-- waited. One that was never charged (delayed, or of an older version) has no tag or no cost of its own.
+local tokens = worker ~= '' and tonumber(ARGV[17]) or 0
+if field[8] and field[15] ~= '' and tokens ~= cost then
+  local times = 'f:' .. lane_name .. ':' .. tenant
+  local finish, start = string.match(redis.call('HGET', fair, times) or '', '^(%S+) (%S+)$')
+  if finish then
+    redis.call('HSET', fair, times, string.format('%.3f %s', finish + (tokens - cost) / tonumber(field[9]), start))
+  end
+end
 if worker ~= '' then
-  local tokens, model = tonumber(ARGV[17]), string.sub(lane_name, 3)
-  redis.call('HINCRBY', stats, 'tokens:' .. model, tokens)
+  local model, busy_ms = string.sub(lane_name, 3), math.max(0, now_ms - tonumber(field[11]))
+  -- Worked off is what was estimated: what waits is counted so too.
+  redis.call('HINCRBY', stats, 'tokens:' .. model, cost)
   redis.call('HINCRBY', stats, 'jobs:' .. model, 1)
-  redis.call('HINCRBY', stats, 'busy_ms:' .. model, math.max(0, now_ms - tonumber(field[11])))
-  -- The estimate was charged; what is charged in the end is what was used. A tenant's jobs keep their order: its next
-  -- one never starts before the one it submitted last.
-  if tokens ~= cost then
-    local times = 'f:' .. lane_name .. ':' .. tenant
-    local finish, start = string.match(redis.call('HGET', fair, times) or '', '^(%S+) (%S+)$')
-    if finish then
-      local trued = math.max(tonumber(finish) + (tokens - cost) / tonumber(field[9] or 1), tonumber(start) + 1)
-      redis.call('HSET', fair, times, string.format('%.3f %s', trued, start))
-    end
-    if field[10] == '1' then redis.call('HINCRBYFLOAT', fair, 'c:' .. string.sub(lane_name, 1, 1), cost - tokens) end
+  redis.call('HINCRBY', stats, 'busy_ms:' .. model, busy_ms)
+  -- How long the lane's jobs hold a slot, and at which cost: means of the last sixteen or so, for the classes' shares.
+  local mean_ms, mean_cost = string.match(redis.call('HGET', fair, 'm:' .. lane_name) or '', '^(%S+) (%S+)$')
+  mean_ms, mean_cost = tonumber(mean_ms) or busy_ms, tonumber(mean_cost) or cost
+  redis.call('HSET', fair, 'm:' .. lane_name, string.format('%.3f %.3f',
+    mean_ms + (busy_ms - mean_ms) / 16, mean_cost + (cost - mean_cost) / 16))
+  local likely_ms = tonumber(string.match(field[10] or '', '^%S+'))
+  for class, factor in string.gmatch(field[10] or '', '(%d):(%S+)') do
+    redis.call('HINCRBYFLOAT', fair, 'c:' .. class, factor * (busy_ms - likely_ms))
   end
 end
 if field[12] then redis.call('XADD', ended, '*', 'id', id, 'status', status) end

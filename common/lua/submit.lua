@@ -32,15 +32,33 @@ if fingerprint ~= '' then
   local taken = redis.call('GET', idem)
   if taken then
     local other, body = string.match(taken, '^(%S+) (%S+)$')
-    if body ~= fingerprint then return refused(5, other) end
-    return refused(1, other, redis.call('HGET', prefix .. 'job:' .. other, 'created_ms'))
+    local created_ms = redis.call('HGET', prefix .. 'job:' .. other, 'created_ms')
+    -- A key whose job is gone (a store that lost part of its data) has no answer to give and is free.
+    if created_ms then
+      if body ~= fingerprint then return refused(5, other) end
+      return refused(1, other, created_ms)
+    end
   end
 end
 if redis.call('EXISTS', job) == 1 then return refused(1, id, redis.call('HGET', job, 'created_ms')) end
 
--- Start-time fair queuing: a tenant's next job starts where its last one ends, never before the class's virtual time.
+-- Where a class has no virtual time yet, its lanes may have times of their own, from an older version.
+local function latest_of_lanes()
+  local latest, flat = 0, redis.call('HGETALL', fair)
+  for i = 1, #flat, 2 do
+    if string.sub(flat[i], 1, 4) == 'v:' .. class .. ':' then latest = math.max(latest, tonumber(flat[i + 1])) end
+  end
+  return latest
+end
+
+-- Start-time fair queuing: a tenant's next job starts where its last one ends, never before the class's virtual time;
+-- where something of it waits, also not before its last one, whatever it got back since.
+local of_tenant = tonumber(redis.call('HGET', waiting, 'j:' .. tenant) or 0)
 local times = redis.call('HMGET', fair, 'v:' .. class, 'f:' .. lane_name .. ':' .. tenant)
-local tag = math.max(tonumber(times[1] or 0), tonumber(string.match(times[2] or '0', '^%S+')))
+local ends, last = string.match(times[2] or '0', '^(%S+) ?(%S*)$')
+local virtual = times[1] and tonumber(times[1]) or latest_of_lanes()
+local starts = math.max(virtual, tonumber(ends))
+local tag = of_tenant > 0 and math.max(starts, tonumber(last) or 0) or starts
 
 -- What goes first: the lane's share of jobs with no later tag, and the same model's higher classes.
 local depth = redis.call('ZCARD', lane)
@@ -56,7 +74,6 @@ local pace = redis.call('HMGET', stats, 'drain_tokens_per_s:' .. model, 'service
 local wait_ms = ahead_tokens == 0 and 0 or nil
 if ahead_tokens > 0 and tonumber(pace[1] or 0) > 0 then wait_ms = ahead_tokens / tonumber(pace[1]) * 1000 end
 
-local of_tenant = tonumber(redis.call('HGET', waiting, 'j:' .. tenant) or 0)
 if of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms) end
 if depth >= most or (delay_ms > 0 and redis.call('ZCARD', delayed) >= most) then
   return refused(2, id, nil, depth, wait_ms)
@@ -66,8 +83,13 @@ if wait_ms and ahead_tokens > 0 and delay_ms == 0 then
   if late_ms > 0 then return refused(4, id, nil, ahead, wait_ms, late_ms) end
 end
 
-local tag_text = string.format('%.3f', tag)
-redis.call('HSET', fair, 'f:' .. lane_name .. ':' .. tenant, string.format('%.3f %s', tag + cost / weight, tag_text))
+if not times[1] then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', virtual)) end
+-- A delayed one is given its tag, and charged for, when it may begin: waiting for that earns no place in the queue.
+local tag_text = ''
+if delay_ms == 0 then
+  tag_text = string.format('%.3f', tag)
+  redis.call('HSET', fair, 'f:' .. lane_name .. ':' .. tenant, string.format('%.3f %s', starts + cost / weight, tag_text))
+end
 -- Among equal tags the smaller member goes first, so it begins with the time of entry.
 local member = string.format('%010d%06d|%s|%s', math.floor(now_ms / 1000),
   (now_ms % 1000) * 1000 + time[2] % 1000, batch_key, id)

@@ -78,9 +78,10 @@ class Submitting(Ending):
         return known is None or known.decode() == fingerprint
 
     async def by_key(self, pool: str, tenant: str, idempotency: str) -> str | None:
-        """The id of the job that was submitted with this idempotency key, or None."""
+        """The id of the job that was submitted with this idempotency key and is still known, or None."""
         raw: bytes | None = await self._store.command("GET", keys.idempotency(pool, tenant, idempotency))
-        return raw.partition(b" ")[0].decode() if raw else None
+        job_id = raw.partition(b" ")[0].decode() if raw else None
+        return job_id if job_id and await self._store.command("EXISTS", keys.job(pool, job_id)) else None
 
     async def places(self, pool: str, job_ids: Sequence[str]) -> list[Place | None]:
         """Where these jobs of a pool stand, in their order; None for one that is unknown."""
@@ -117,10 +118,10 @@ class Submitting(Ending):
         ids: list[bytes] = await self._store.command("ZREVRANGE", index, first, first + most - 1)
         return [raw.decode() for raw in ids]
 
-    async def cancel(self, job_id: str) -> Cancelling:
+    async def cancel(self, job_id: str, *, unread: bool = False) -> Cancelling:
         """Asks for the job's end: one that waits is ended here, one that runs by its worker, within milliseconds.
 
-        Safe to send again.
+        `unread`: only where its readers left and its grace has passed; its idempotency key is then free. Safe to send again.
         """
         pool = pool_of(job_id)
         if pool is None:
@@ -130,7 +131,7 @@ class Submitting(Ending):
                 "cancel",
                 keys.pool_prefix(pool),
                 (keys.job(pool, job_id), keys.abandoned(pool)),
-                (job_id, CONTROL_LIFE_MS),
+                (job_id, CONTROL_LIFE_MS, int(unread)),
             )
             if Cancelling(code) is not Cancelling.WAITING:
                 return Cancelling(code)

@@ -31,7 +31,7 @@ class Timing(Ending):
 
     async def promote(self, pool: str, *, most: int = 1000) -> int:
         """The number of delayed jobs whose time had come, now in their lanes. Safe to send again."""
-        names = (keys.delayed(pool), keys.lanes(pool), keys.bell(pool), keys.waiting(pool))
+        names = (keys.delayed(pool), keys.lanes(pool), keys.bell(pool), keys.waiting(pool), keys.fair(pool))
         return int(await self._store.call("promote", keys.pool_prefix(pool), names, (most,)))
 
     async def overdue(self, pool: str, *, most: int = 500) -> list[tuple[str, int, str]]:

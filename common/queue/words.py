@@ -54,6 +54,7 @@ class Cancelling(IntEnum):
     WAITING = 1
     TOLD = 2
     UNKNOWN = 3
+    READ = 4
 
 
 @dataclass(frozen=True, slots=True)

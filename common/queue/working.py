@@ -148,6 +148,7 @@ class Working(Ending):
             keys.delayed(pool),
             keys.waiting(pool),
             keys.stats(pool),
+            keys.fair(pool),
         )
         told = back.error.encode() if back.error else b""
         code = await self._store.call(

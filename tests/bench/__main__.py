@@ -19,6 +19,7 @@ from tests.bench.batching_scenario import batching
 from tests.bench.claim_scenario import claim
 from tests.bench.cpu import cores
 from tests.bench.fairness_scenario import fairness
+from tests.bench.journal_scenario import journal
 from tests.bench.load import LoadFailed
 from tests.bench.options import Options, Profile
 from tests.bench.overload_scenario import overload
@@ -36,6 +37,7 @@ SCENARIOS: Final[Mapping[str, Callable[[Options], Awaitable[Table]]]] = {
     "batching": batching,
     "fairness": fairness,
     "overload": overload,
+    "journal": journal,
 }
 
 

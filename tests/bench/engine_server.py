@@ -10,6 +10,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -217,9 +218,11 @@ async def serve(ports: list[int], constants: Constants) -> None:
     loop = asyncio.get_running_loop()
     sites = [Site(Engine(constants)) for _ in ports]
     gc.freeze()
-    for port, site in zip(ports, sites, strict=True):
-        await loop.create_server(lambda site=site: Connection(site), "127.0.0.1", port, backlog=4096)
-    await asyncio.gather(*(site.run() for site in sites))
+    async with AsyncExitStack() as open_ports:
+        for port, site in zip(ports, sites, strict=True):
+            server = await loop.create_server(lambda site=site: Connection(site), "127.0.0.1", port, backlog=4096)
+            await open_ports.enter_async_context(server)
+        await asyncio.gather(*(site.run() for site in sites))
 
 
 def main() -> None:

@@ -79,6 +79,4 @@ class Plan:
         drawn += [(Kind.FREEZE_STORE, "valkey")] * (self.freezes // 2)
         dice.shuffle(drawn)
         rest_s = self.rest_s
-        return [
-            Fault(kind, victim, dice.uniform(0.2, 1.8) * rest_s, dice.uniform(0.0, 0.6)) for kind, victim in drawn
-        ]
+        return [Fault(kind, victim, dice.uniform(0.2, 1.8) * rest_s, dice.uniform(0.0, 0.6)) for kind, victim in drawn]

@@ -16,7 +16,7 @@ ENDING: Final = "common/queue/ending.py"
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """A fault: its name, the scene that shows it, words of what the checker must say, and the changes that make it."""
+    """A fault: its name, the scene (or the file of tests) that shows it, words that must be said, and its changes."""
 
     name: str
     scene: str
@@ -141,12 +141,36 @@ FAULTS: Final = (
         "the order to cancel is not sent",
         "cancelled",
         "still running",
-        (Change("common/lua/cancel.lua", "redis.call('RPUSH', control,", "redis.call('ECHO', "),),
+        (Change("common/lua/cancel.lua", "redis.call('RPUSH', control,", "redis.call('EXISTS', control,"),),
     ),
     Planted(
         "delayed jobs are forgotten when their time comes",
         "quiet",
         "still queued",
-        (Change("common/lua/promote.lua", "redis.call('ZADD', prefix .. 'lane:' ..", "redis.call('ECHO', '' .. "),),
+        (Change("common/lua/promote.lua", "redis.call('ZADD', prefix .. 'lane:' ..", "redis.call('EXISTS', prefix .. 'lane:' .."),),
+    ),
+    Planted(
+        "one tenant's key finds another's job",
+        "keyed",
+        "that is not its own",
+        (Change("common/keys.py", ":idem:{tenant}:{digest}", ":idem:all:{digest}"),),
+    ),
+    Planted(
+        "a key is not remembered",
+        "keyed",
+        "made ",
+        (Change("common/lua/submit.lua", "redis.call('SET', idem, id", "redis.call('EXISTS', idem, id"),),
+    ),
+    Planted(
+        "two probe one backend",
+        "tests/store/test_breaker.py",
+        "failed",
+        (Change("common/lua/breaker.lua", " and not held then", " then"),),
+    ),
+    Planted(
+        "a dead prober holds the breaker for ever",
+        "tests/store/test_breaker.py",
+        "failed",
+        (Change("common/lua/breaker.lua", "probe_until_ms > now_ms", "probe_until_ms > 0"),),
     ),
 )  # fmt: skip

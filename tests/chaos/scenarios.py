@@ -17,7 +17,7 @@ import httpx
 from common import keys
 from tests.chaos.checker import History, calm_problems, problems, told_events
 from tests.chaos.record import Recorder
-from tests.chaos.witness import Witness
+from tests.chaos.witness import Witness, ends_in
 from tests.support.fleet import OTHER_KEY, Fleet
 from tests.support.history import DONE, Journal
 from tests.support.reader import PAUSE_S, Caller, numbered, until
@@ -25,6 +25,7 @@ from tests.support.redis_server import EVERY_WRITE_KEPT
 from tests.support.stage import POOL, Stage
 
 END_LIMIT_S: Final = 8.0
+LEDGER_LIMIT_S: Final = 3.0
 LEASE_S: Final = 1
 PACE: Final = {"token_ms": 15}
 
@@ -64,12 +65,22 @@ class Scene:
             self.witness.stop()
             await watch
             await asyncio.to_thread(self.witness.keep_all)
+            await self._read_ledger()
         finally:
             for caller in self.callers:
                 await caller.http.aclose()
             await asyncio.to_thread(self.stage.fleet.stop)
             self.recorder.close()
         return History.of(self.recorder.lines)
+
+    async def _read_ledger(self) -> None:
+        """Takes note of how each journaled job ended, once the ledger has the ends that the store has."""
+        file = self.stage.fleet.directory / "ledger.db"
+        if not file.exists():
+            return
+        with suppress(TimeoutError):  # then the checker says which
+            await until(lambda: None not in ends_in(file).values(), "the ledger is behind", LEDGER_LIMIT_S)
+        self.recorder.note("ledger", jobs=ends_in(file))
 
     async def _end(self) -> None:
         """Waits for the callers; who waits in vain has seen no end, and the store tells the rest."""
@@ -80,6 +91,11 @@ class Scene:
             for result in await asyncio.gather(*self._errands, return_exceptions=True):
                 if isinstance(result, Exception):
                     self.recorder.note("odd", text=f"a caller failed: {result!r}")
+
+    async def at_rest(self) -> None:
+        """Returns once every errand begun so far is done. Raises TimeoutError after a limit."""
+        async with asyncio.timeout(END_LIMIT_S * 3):
+            await asyncio.gather(*self._errands, return_exceptions=True)
 
     def begin(self, errand: Awaitable[None]) -> None:
         """Has an errand done beside everything else."""
@@ -333,5 +349,3 @@ async def seen_in(name: str, place: Path, tree: Path) -> list[str]:
     """What is wrong with a scene played by a fleet from this tree."""
     history = await Scene(place, tree, **SIZES.get(name, {})).play(SCENES[name])
     return calm_problems(history) if name in CALM else problems(history)
-
-

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -17,7 +20,7 @@ from tests.support.redis_server import RedisServer
 
 LOOK_EVERY_S: Final = 0.3
 MOST_AT_ONCE: Final = 500
-FIELDS: Final = ("state", "fence", "attempt", "deadline_ms", "finished_ms")
+FIELDS: Final = ("state", "fence", "attempt", "deadline_ms", "finished_ms", "spec")
 
 
 class Witness:
@@ -106,9 +109,13 @@ class Witness:
                 self._keep_one(job, fields, entries)
 
     def _keep_one(self, job: str, fields: list[bytes | None], entries: list[Any]) -> None:
-        state, _, attempt, deadline_ms, finished_ms = ((raw or b"0").decode() for raw in fields)
+        state, _, attempt, deadline_ms, finished_ms, spec = ((raw or b"0").decode() for raw in fields)
         self._kept.add(job)
         self._ended_s.pop(job, None)
+        if spec == "0":
+            # No job: it keeps the place of a submission that was taken back.
+            self._recorder.note("withdrawn", job=job)
+            return
         self._recorder.note(
             "kept",
             job=job,
@@ -118,6 +125,12 @@ class Witness:
             finished_ms=int(finished_ms),
             entries=[[raw.decode(), pair[0].decode(), _what(pair[0], pair[1])] for raw, pair in entries],
         )
+
+
+def ends_in(ledger: Path) -> dict[str, str | None]:
+    """How each job ended by an SQLite ledger; None where it has not."""
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        return dict(connection.execute("SELECT id, status FROM jobs"))
 
 
 def _what(kind: bytes, body: bytes) -> Any:

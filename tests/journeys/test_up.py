@@ -189,3 +189,17 @@ def test_a_part_that_dies_is_started_again_and_work_goes_on(new_up: Callable[...
 
     until(works)
     until(lambda: any(words in line for line in up.children().values()))
+
+
+def test_a_worker_that_is_drained_leaves_and_is_not_started_again(new_up: Callable[..., Up]) -> None:
+    up = new_up(HEADRACE_WORKERS="2").start()
+    with up.client() as client:
+        name = until(lambda: [row["id"] for row in client.get("/workers").json()])[0]
+        answer = headrace("drain", name, environ=up.environ)
+        assert (answer.returncode, answer.stdout) == (0, f"headrace: {name} drains\n")
+        up.wait_for("was drained and has left; it is not started again")
+        assert name not in [row["id"] for row in client.get("/workers").json()]
+        until(lambda: len([words for words in up.children().values() if "-m workers" in words]) == 1)
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        assert headrace("drain", name, environ=up.environ).returncode == 1
+        assert headrace("dead", environ=up.environ).stdout == ""

@@ -320,6 +320,21 @@ async def _refused(rig: Rig, backend: str) -> bool:
     return await rig.fleet.breakers.ask(backend) is Verdict.REFUSED
 
 
+async def test_nobody_waits_in_the_line_of_a_backend_that_is_known_to_refuse(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **NARROW) as (rig,):
+        gate = rig.provider.gates["a"] = asyncio.Event()
+        hanging = [asyncio.create_task(rig.answer("only")) for _ in range(3)]
+
+        async def full() -> bool:
+            return len(rig.provider.calls) == 3
+
+        await until(full)
+        await _open(rig, "a")
+        assert (await rig.misses("only")).failure.code == "upstream_unavailable"
+        gate.set()
+        await asyncio.gather(*hanging)
+
+
 async def test_a_probe_that_fails_opens_the_breaker_again(redis_server: RedisServer) -> None:
     async with rigs(redis_server, "w", breaker_cooloff_s=0.2) as (rig,):
         await _open(rig, "a")

@@ -26,7 +26,7 @@ class SteeredRun(Unseen):
 
     def __init__(self, claim: Claim, end: Settlement | GiveBack | None) -> None:
         self.claim = claim
-        self.seen = False
+        self.seen = self.muted = False
         self.started = asyncio.Event()
         self.go_on = asyncio.Event()
         self._end = end
@@ -34,6 +34,9 @@ class SteeredRun(Unseen):
     @property
     def may_restart(self) -> bool:
         return not self.seen
+
+    def mute(self) -> None:
+        self.muted = True
 
     async def perform(self) -> Settlement | GiveBack:
         self.started.set()

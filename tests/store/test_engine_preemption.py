@@ -37,9 +37,10 @@ async def test_the_run_begun_last_gives_way_goes_back_unharmed_and_ends_well_aft
     redis_server: RedisServer,
 ) -> None:
     async with a_worker(redis_server.url, concurrency=2, **YIELDING) as rig:
-        first, _ = await busy(rig, 1, 2)
+        first, last = await busy(rig, 1, 2)
         await rig.queue.submit(a_job(3))
         urgent = await rig.running(3)
+        assert (first.muted, last.muted) == (False, True)
         await rig.ends_as(2, State.QUEUED)
         put_back = await record(rig, 2)
         assert (put_back.preemptions, put_back.failures, put_back.errors) == (1, 0, ())
@@ -55,6 +56,16 @@ async def test_the_run_begun_last_gives_way_goes_back_unharmed_and_ends_well_aft
         for number in (1, 2):
             rig.runs[job_id(number)].go_on.set()
             await rig.ends_as(number, State.SUCCEEDED)
+
+
+async def test_from_the_moment_in_which_it_is_chosen_a_run_says_nothing_more(redis_server: RedisServer) -> None:
+    async with a_worker(redis_server.url, concurrency=1) as rig:
+        (run,) = await busy(rig, 1)
+        # Between the look at what readers have seen and this there is no turn of the loop.
+        rig.worker._evict(rig.worker._attempts[job_id(1)])
+        assert run.muted
+        await rig.ends_as(1, State.RUNNING)
+        assert (await record(rig, 1)).preemptions == 1
 
 
 async def test_without_the_policy_nothing_gives_way(redis_server: RedisServer) -> None:

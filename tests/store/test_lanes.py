@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from common.breaker import Verdict
 from common.clock import SystemClock
 from common.config import Settings
 from common.health import Health
@@ -26,7 +27,8 @@ def _settings() -> Settings:
     ]
     models = {"one": "a", "same": "a", "pair": "ab", "far": "c"}
     rows = {name: {"targets": [{"backend": b, "model": "m"} for b in served]} for name, served in models.items()}
-    values: dict[str, Any] = {"backends": backends, "models": rows, "worker_concurrency": 100}
+    limits = {"worker_concurrency": 100, "breaker_cooloff_s": 0.5}
+    values: dict[str, Any] = {"backends": backends, "models": rows, **limits}
     return Settings(**values)
 
 
@@ -85,5 +87,13 @@ async def test_until_its_probe_has_answered_a_backend_has_room_for_one_job(redis
             fleet.breakers.failed("c", probe=False)
         await fleet.breakers.told()
         assert served.limits()["0:far"] == 1 and "2:far" not in served()
-        fleet.breakers._seen.clear()
+
+        async def due() -> bool:
+            return fleet.wait_ms("c") == 0
+
+        await until(due)
+        assert served.limits()["2:far"] == 1
+        assert await fleet.breakers.ask("c") is Verdict.PROBE
+        fleet.breakers.succeeded("c", probe=True)
+        await fleet.breakers.told()
         assert served.limits()["2:far"] == 8

@@ -115,6 +115,10 @@ async def test_a_job_whose_attempts_are_used_up_is_a_dead_letter(redis_server: R
         assert outcome.failure is not None
         assert (outcome.status, outcome.failure.code) == ("failed", "attempts_exhausted")
         assert r.view().dead == [1]
+        record = await r.queue.get(job_id(1))
+        assert record is not None
+        told = [(error.attempt, error.code, error.worker) for error in record.errors]
+        assert told == [(1, "worker_lost", "first"), (2, "worker_lost", "second")]
 
 
 async def test_a_job_whose_cancellation_was_asked_for_is_cancelled(redis_server: RedisServer) -> None:

@@ -107,7 +107,9 @@ class Member:
 
 def _spawn(room: str, environ: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-P", "-m", room]
-    return subprocess.Popen(words, env=environ, cwd=environ["PYTHONPATH"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    return subprocess.Popen(
+        words, env=environ, cwd=environ["PYTHONPATH"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
 
 
 class Fleet:

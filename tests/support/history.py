@@ -89,7 +89,11 @@ class Journal:
             return
         if self._fence is None:
             self._fence = position.fence
-        if event.data.startswith('{"error"') or event.data == DONE:
+        if event.data.startswith('{"error"'):
+            return
+        if event.data == DONE:
+            if position != Position(self._fence, self._seq + 1):
+                self._wrong(f"{position}, the end, came after {self._fence}-{self._seq}")
             return
         # An attempt of which nothing came may be followed by another without a word.
         if position.fence < self._fence or (position.fence > self._fence and self._seq > 0):

@@ -38,10 +38,12 @@ def binaries() -> Path | None:
 class PostgresServer:
     """One cluster and its server; the data outlive `kill` and `start`. Never runs as root, which PostgreSQL refuses."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        """`durable`: every commit is on disk. It survives kill -9 without that; only a power cut would tell."""
         place = binaries()
         assert place is not None, "PostgreSQL is not installed"
         self._bin = place
+        self._durable = durable
         self.port = free_port()
         # Not below pytest's folders, which no other user may enter.
         self.directory = Path(tempfile.mkdtemp(prefix="headrace-postgres-"))
@@ -65,8 +67,7 @@ class PostgresServer:
         words = [
             *(str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1"),
             *("-k", str(self.directory), "-c", "shared_buffers=16MB", "-c", "max_connections=60"),
-            # It survives kill -9 without it; only a power cut would tell, and tests make no such.
-            *("-c", "fsync=off"),
+            *("-c", f"fsync={'on' if self._durable else 'off'}"),
         ]
         with (self.directory / "server.log").open("ab") as log:
             self.process = process = subprocess.Popen(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
 from typing import Final, Self
@@ -131,6 +132,28 @@ class EndNow(Fault):
             return data
         self.struck.set()
         raise Cut(self._ending)
+
+
+class Strike(Fault):
+    """At the nth request something is done elsewhere (a process is killed, say), before that request goes on.
+
+    `arrives`: the request is carried out all the same, and only its answer finds nobody.
+    """
+
+    def __init__(self, nth: int, harm: Callable[[], None], *, arrives: bool) -> None:
+        super().__init__()
+        self._before = nth
+        self._harm = harm
+        self._arrives = arrives
+
+    async def to_server(self, data: bytes, *, begins: bool) -> bytes:
+        self._before -= begins
+        if self._before == 0 and not self.struck.is_set():
+            self.struck.set()
+            self._harm()
+            if not self._arrives:
+                raise Cut(Ending.RESET)
+        return data
 
 
 class _Link:

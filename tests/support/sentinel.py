@@ -154,9 +154,14 @@ class FailoverGroup:
         master.freeze()
         return master
 
-    def demote_master(self) -> RedisServer:
-        """Has the sentinels put a replica in the master's place, as for maintenance; the server that it was."""
+    def demote_master(self, *, pause_ms: int = 0) -> RedisServer:
+        """Has the sentinels put a replica in the master's place, as for maintenance; the server that it was.
+
+        `pause_ms`: how long the old master makes writes wait from now on.
+        """
         master = self.master
+        if pause_ms:
+            master.command("CLIENT", "PAUSE", pause_ms, "WRITE")
         wait(lambda: ask(self.sentinel_ports[0], "SENTINEL", "FAILOVER", SERVICE), 20, "no replica is good enough")
         return master
 

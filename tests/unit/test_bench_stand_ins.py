@@ -37,8 +37,11 @@ async def serving(serve: Callable[[int], Coroutine[Any, Any, None]]) -> AsyncGen
     port = free_port()
     task = asyncio.create_task(serve(port))
     await listening(port, task)
-    yield port
-    task.cancel()
+    try:
+        yield port
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def engine() -> AbstractAsyncContextManager[int]:

@@ -27,6 +27,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import EVERY_WRITE_KEPT
 from tests.support.runner import drawn_seed
+from tests.support.runner import until as until_answered
 from tests.support.stage import POOL, say
 
 pytestmark = pytest.mark.timeout(90)
@@ -242,7 +243,7 @@ async def test_a_store_restored_from_an_older_copy_loses_and_doubles_nothing(off
         for job_id in (*early, *late):
             await caller.ended(job_id)
         assert await office.ends([*early, *late]) == {"succeeded": 28}
-        open_ids = [await submit(caller, numbered(4, first_token_ms=8_000)) for _ in range(20)]
+        open_ids = [await submit(caller, numbered(4, first_token_ms=4_000)) for _ in range(20)]
         await _started(office, *open_ids)
         _restore(office, copy)
         say_s = time.monotonic()
@@ -278,6 +279,7 @@ async def test_a_gateway_killed_between_the_ledger_and_the_queue_leaves_a_job_th
     async with office.caller() as caller:
         seen = await submit(caller, numbered(1))
         await caller.ended(seen)
+        assert await office.ends([seen]) == {"succeeded": 1}
         # Reading goes on, so the gateway gets as far as the commit; what writes waits.
         office.redis.command("CLIENT", "PAUSE", 30_000, "WRITE")
         asking = asyncio.create_task(
@@ -295,9 +297,8 @@ async def test_a_gateway_killed_between_the_ledger_and_the_queue_leaves_a_job_th
 
 async def _newest_open(office: Office) -> str:
     """The id of an open job, once there is one."""
-    async with office.ledger() as ledger, asyncio.timeout(10):
-        while not (ids := await ledger.open_ids(POOL, after="", created_by_ms=2**52, most=1)):
-            await asyncio.sleep(0.02)
+    async with office.ledger() as ledger:
+        ids = await until_answered(lambda: ledger.open_ids(POOL, after="", created_by_ms=2**52, most=1))
         return ids[0]
 
 
@@ -324,9 +325,11 @@ async def test_a_refused_job_leaves_no_row_that_would_run_later(office: Office) 
             assert (refused.value.status, refused.value.code) == (503, "store_full")
         finally:
             office.redis.command("CONFIG", "SET", "maxmemory", 0)
-        async with asyncio.timeout(10):
-            while (await ledger.counts()).get("open", 0) > open_before:
-                await asyncio.sleep(0.05)
+
+        async def as_before() -> bool:
+            return (await ledger.counts()).get("open", 0) <= open_before
+
+        await until_answered(as_before)
 
 
 async def test_every_job_that_was_accepted_while_gateways_and_schedulers_were_killed_ends_once(office: Office) -> None:
@@ -336,7 +339,7 @@ async def test_every_job_that_was_accepted_while_gateways_and_schedulers_were_ki
     done = asyncio.Event()
 
     async def kill() -> None:
-        for _ in range(6):
+        for _ in range(4):
             await asyncio.sleep(0.1)
             for _ in range(draw.randrange(8)):
                 await asyncio.sleep(0.05)
@@ -368,15 +371,16 @@ async def test_every_job_that_was_accepted_while_gateways_and_schedulers_were_ki
 
 
 async def _none_open(ledger: JournalLedger) -> None:
-    async with asyncio.timeout(30):
-        while (await ledger.counts()).get("open", 0):
-            await asyncio.sleep(0.1)
+    async def none() -> bool:
+        return not (await ledger.counts()).get("open", 0)
+
+    await until_answered(none, limit_s=30)
 
 
 # --- the ledger's database is away ------------------------------------------------------------------------------------
 
 
-async def test_postgresql_restarted_in_the_middle_costs_refusals_and_no_job(
+async def test_postgresql_restarted_in_the_middle_costs_refusals_and_no_job(  # noqa: PLR0915
     office: Office, postgres: PostgresServer
 ) -> None:
     if office.url.startswith("sqlite"):

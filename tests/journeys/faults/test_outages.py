@@ -28,7 +28,7 @@ OUTAGE_S: Final = 10.0
 # What is promised of a request, and of the time after the store's return; the rest is for a busy machine.
 HANG_LIMIT_S: Final = 2.0 + 0.6
 RECOVERY_LIMIT_S: Final = 5.0 + 2.5
-CUTS: Final = 40
+CUTS: Final = 150
 
 
 class Wired(Stage):

@@ -104,6 +104,33 @@ async def test_what_readers_left_or_were_refused_while_valkey_was_frozen_is_canc
     await until(stage.rests, "something goes on that nobody reads")
 
 
+async def test_what_was_refused_while_valkey_was_frozen_does_not_run_although_it_was_to_go_on_without_readers(
+    stage: Stage,
+) -> None:
+    endless = numbered(3_000, token_ms=20)
+    before = _submitted(stage)
+    async with stage.caller() as caller:
+        stage.redis.freeze()
+        asks = (
+            caller.http.post(
+                caller.next_url() + "/v1/chat/completions",
+                json={**endless, "stream": stream},
+                headers={"x-headrace-on-disconnect": "continue"},
+            )
+            for stream in (True, False) * 4
+        )
+        answers = await asyncio.gather(*asks)
+        stage.redis.thaw()
+    assert {answer.status_code for answer in answers} == {503}
+    thawed_s = time.monotonic()
+    await until(stage.rests, "something goes on that nobody can find")
+    say(f"of 8 that were refused Valkey carried out {_submitted(stage) - before}; none was left after", thawed_s)
+
+
+def _submitted(stage: Stage) -> int:
+    return int(stage.redis.command("HGET", keys.stats(POOL), "submitted") or 0)
+
+
 async def test_a_worker_told_to_stop_while_valkey_is_away_stops_and_its_jobs_are_not_lost(stage: Stage) -> None:
     async with stage.caller() as caller:
         await asyncio.to_thread(stage.fleet.terminate, "worker-1")
