@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, unquote
 
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
@@ -244,5 +244,5 @@ def pool_options(sentinels: Sentinels) -> dict[str, Any]:
 
 def finder_of(pool: ConnectionPool) -> Finder | None:
     """What the pool's connections ask for their master; None where they go to one server, whatever it is."""
-    options: dict[str, Any] = pool.connection_kwargs  # pyright: ignore[reportUnknownMemberType]
-    return options.get("finder")
+    found = cast("object", pool.connection_kwargs.get("finder"))  # pyright: ignore[reportUnknownMemberType]
+    return found if isinstance(found, Finder) else None

@@ -7,6 +7,7 @@ resume, a job submitted elsewhere) reads the stream until it is level again.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import secrets
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ FIRST_PAGE: Final = 8
 LARGEST_PAGE: Final = 500
 RETRY_STORE_S: Final = 0.2
 MOST_GLANCES: Final = 500
+# With more streams that wait each hears of its place less often; what it costs stays the same.
+MOST_PLACES: Final = 500
 
 
 Reader = TypeVar("Reader", "Subscription", "Waiter")
@@ -67,6 +70,7 @@ class Subscription:
         "heard_s",
         "job_id",
         "place",
+        "placed_s",
         "position",
         "spoke_s",
     )
@@ -88,6 +92,7 @@ class Subscription:
         self._error: HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.heard_s = self.spoke_s = hub.clock.monotonic_s()
+        self.placed_s = 0.0
         self.ended = False
 
     async def next(self) -> list[Entry]:
@@ -151,6 +156,7 @@ class Subscription:
 
     def stands(self, place: Place | None) -> None:
         """Takes note of where the job stands in the queue; wakes the reader where that is news."""
+        self.placed_s = self._hub.clock.monotonic_s()
         if place != self.place:
             self.place = place
             self._wake()
@@ -471,18 +477,19 @@ class Hub:
             for key, readers in self._here.items()
             if any(reader.heard_s <= before_s for reader in readers) and pool_of(key.decode()) == pool
         ]
+        queued: list[str] = []
         for start in range(0, len(silent), MOST_GLANCES):
             part = silent[start : start + MOST_GLANCES]
-            queued: list[str] = []
             for job_id, (state, last) in zip(part, await self.streams.glance(pool, part), strict=True):
                 self._level(job_id, State(state) if state else None, last, asked_s)
                 if state == State.QUEUED:
                     queued.append(job_id)
-            await self._tell_places(pool, queued)
+        await self._tell_places(pool, queued)
 
     async def _tell_places(self, pool: str, queued: Sequence[str]) -> None:
-        """Tells the readers of jobs that wait where these stand."""
-        followed = [job_id for job_id in queued if any(self._subscribed(job_id))]
+        """Tells the readers of jobs that wait where these stand; those first who heard of it longest ago."""
+        told_s = {job_id: min(one.placed_s for one in subs) for job_id in queued if (subs := self._subscribed(job_id))}
+        followed = heapq.nsmallest(MOST_PLACES, told_s, key=told_s.__getitem__)
         if not followed:
             return
         for job_id, place in zip(followed, await self._queue.places(pool, followed), strict=True):

@@ -171,6 +171,7 @@ class Journal:
         self.listing = Listing(self._outbox, ledger)
         self._writer = Writer(ledger, clock) if ledger else None
         self._kept: dict[str, tuple[float, bool]] = {}
+        self._told: set[str] = set()
 
     async def close(self) -> None:
         """Ends what is under way, then closes the database."""
@@ -263,8 +264,15 @@ class Journal:
         if signed is None:
             # No scheduler says anything just now. A file may be this process's alone, a server is everybody's.
             return kept or database.shared
-        same = signed == await database.identity()
-        if not same:
+        try:
+            same = signed == await database.identity()
+        except LedgerUnavailable:
+            if kept or database.shared:
+                raise
+            # A file that was never of use here, in a container that may not write one.
+            same = False
+        if not same and pool not in self._told:
+            self._told.add(pool)
             log.error("journal.another_ledger", pool=pool, mend="give all processes the same HEADRACE_DATABASE_URL")
         return same
 

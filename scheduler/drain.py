@@ -1,4 +1,4 @@
-"""Pure: how fast a pool works off what waits for each model, from counters seen now and before; and the wait to expect."""
+"""Pure: how fast a pool works off what waits for each model, by counters now and before; and the wait to expect."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ SQLite (a file, write-ahead log, every commit on disk) or PostgreSQL; what diffe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -42,6 +42,7 @@ BUSY_S: Final = 1.5
 CONNECT_S: Final = 1.5
 LATE_S: Final = 3.0
 MIGRATION_S: Final = 60.0
+AGAIN_S: Final = 0.05
 CONNECTIONS: Final = 4
 _TRANSIENT: Final = (DBAPIError, PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 # Mistakes of ours, which are told as such.
@@ -68,7 +69,7 @@ class Database:
         self.url = url
         self._engine = _engine(url)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._preparing = asyncio.Lock()
+        self._preparing: asyncio.Task[str] | None = None
         self._identity: str | None = None
         self._closed = False
 
@@ -100,13 +101,16 @@ class Database:
     async def close(self) -> None:
         """Waits for transactions under way, then closes every connection; later ones fail with LedgerUnavailable."""
         self._closed = True
-        if self._tasks:
+        while self._tasks:
             await asyncio.wait(self._tasks)
         await self._engine.dispose()
 
     async def identity(self) -> str:
         """Which ledger this is; makes its tables where that is still to be done. Raises LedgerUnavailable."""
-        return self._identity or await self._apart(self._prepared())
+        try:
+            return self._identity or await self._apart(self._prepared())
+        except _TRANSIENT as error:
+            raise _unavailable(error) from error
 
     async def upgrade(self) -> str:
         """The revision of the tables once they are at least as new as this version. Raises LedgerUnavailable."""
@@ -131,15 +135,18 @@ class Database:
         """
         return await self._apart(self._run(work, limit_s, write=write))
 
-    async def _apart(self, work: Awaitable[Result]) -> Result:
+    async def _apart(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of work that goes on where the caller is cancelled."""
-        task = asyncio.ensure_future(work)
         if self._closed:
-            task.cancel()
+            work.close()
             raise LedgerUnavailable("The ledger was closed.")
+        return await asyncio.shield(self._begin(work))
+
+    def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -174,24 +181,36 @@ class Database:
     # --- made ready at first use --------------------------------------------------------------------------------------
 
     async def _prepared(self) -> str:
-        """The ledger's identity, once its tables are there."""
-        async with self._preparing:
-            if self._identity is None:
-                await self._migrate()
-                ends_s = asyncio.get_running_loop().time() + CONNECT_S
-                self._identity = str(await self._once(_identity, ends_s, write=False))
-                log.info("ledger.ready", database=self.shown)
+        """The ledger's identity, once its tables are there; whoever can't wait so long leaves it to the others."""
+        if self._identity is not None:
             return self._identity
+        if self._preparing is None or self._preparing.done():
+            self._preparing = self._begin(self._prepare())
+        return await asyncio.shield(self._preparing)
+
+    async def _prepare(self) -> str:
+        await self._migrate()
+        ends_s = asyncio.get_running_loop().time() + CONNECT_S
+        identity = str(await self._once(_identity, ends_s, write=False))
+        self._identity = identity
+        log.info("ledger.ready", database=self.shown)
+        return identity
 
     async def _migrate(self) -> str:
         if self.is_sqlite and self.url.database:
             await asyncio.to_thread(Path(self.url.database).parent.mkdir, parents=True, exist_ok=True, mode=0o700)
         ends_s = asyncio.get_running_loop().time() + MIGRATION_S
-        try:
-            async with asyncio.timeout_at(ends_s + LATE_S):
+        while True:
+            try:
+                found = await self._once(lambda connection: connection.run_sync(schema.current), ends_s, write=False)
+                if found is not None and schema.suffices(found):
+                    return found
                 return await self._once(lambda connection: connection.run_sync(schema.upgrade), ends_s, write=True)
-        except _TRANSIENT as error:
-            raise _unavailable(error) from error
+            except _TRANSIENT as error:
+                # A file that others make at the same moment is locked without a limit that SQLite would keep to.
+                if not (self.is_sqlite and "locked" in str(error)) or asyncio.get_running_loop().time() > ends_s:
+                    raise _unavailable(error) from error
+            await asyncio.sleep(AGAIN_S)
 
 
 async def _bound(connection: AsyncConnection, ends_s: float) -> asyncio.TimerHandle | None:

@@ -45,6 +45,12 @@ def differences(connection: Connection) -> list[object]:
     return list(compare_metadata(MigrationContext.configure(connection), METADATA))
 
 
+def suffices(revision: str) -> bool:
+    """Whether tables at this revision are what this version needs: at ours, or at a newer one's, which only adds."""
+    ours = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return revision not in ours - {newest()}
+
+
 def upgrade(connection: Connection) -> str:
     """The database's revision once it is at least ours. To be called in a transaction that may write.
 
@@ -52,10 +58,9 @@ def upgrade(connection: Connection) -> str:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    config = _config()
     found = current(connection)
-    ours = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is None or found in ours - {newest()}:
+    if found is None or not suffices(found):
+        config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         log.info("ledger.migrated", before=found, now=newest())

@@ -121,7 +121,8 @@ class Submitting(Ending):
     async def cancel(self, job_id: str, *, unread: bool = False) -> Cancelling:
         """Asks for the job's end: one that waits is ended here, one that runs by its worker, within milliseconds.
 
-        `unread`: only where its readers left and its grace has passed; its idempotency key is then free. Safe to send again.
+        `unread`: only where its readers left and its grace has passed; its idempotency key is then free.
+        Safe to send again.
         """
         pool = pool_of(job_id)
         if pool is None:

@@ -31,8 +31,8 @@ PARTS: Final = (
     "tests/journeys/faults",
     "tests/journeys/test_resume.py",
     "tests/store/test_breaker*.py",
-    "tests/store/test_idempotency*.py",
-    "tests/journeys/test_idempotency*.py",
+    "tests/store/*idempotency*.py",
+    "tests/journeys/*idempotency*.py",
     "tests/store/test_full.py",
 )
 

@@ -1,4 +1,4 @@
-"""The callers of a chaos run: they stream and resume, watch, submit and poll, wait for the whole, cancel; all is noted."""
+"""The callers of a chaos run: they stream and resume, watch, poll, wait for the whole, cancel; all is noted."""
 
 from __future__ import annotations
 

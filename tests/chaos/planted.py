@@ -92,7 +92,9 @@ FAULTS: Final = (
                 '            await self._store.command("XADD", name, place, "o", end.outcome.encode())\n'
                 "        return Settled(code)\n",
             ),
-            Change(ENDING, "from __future__ import annotations\n", "from __future__ import annotations\nimport asyncio\n"),
+            Change(
+                ENDING, "from __future__ import annotations\n", "from __future__ import annotations\nimport asyncio\n"
+            ),
         ),
     ),
     Planted(
@@ -111,7 +113,11 @@ FAULTS: Final = (
         "what was put back never stands in its lane again",
         "killed",
         "still queued",
-        (Change("common/lua/release.lua", "redis.call('ZADD', prefix .. 'lane:' .. field[9], field[10], field[11])", ""),),
+        (
+            Change(
+                "common/lua/release.lua", "redis.call('ZADD', prefix .. 'lane:' .. field[9], field[10], field[11])", ""
+            ),
+        ),
     ),
     Planted(
         "readers are not told that an answer begins anew",
@@ -123,19 +129,27 @@ FAULTS: Final = (
         "a reader that resumes gets its last event again",
         "quiet",
         " came after ",
-        (Change("gateway/routes/jobs.py", "        return seen\n", "        return Position(seen.fence, seen.seq - 1)\n"),),
+        (
+            Change(
+                "gateway/routes/jobs.py", "        return seen\n", "        return Position(seen.fence, seen.seq - 1)\n"
+            ),
+        ),
     ),
     Planted(
         "a reader that resumes misses an event",
         "quiet",
         " came after ",
-        (Change("gateway/routes/jobs.py", "        return seen\n", "        return Position(seen.fence, seen.seq + 1)\n"),),
+        (
+            Change(
+                "gateway/routes/jobs.py", "        return seen\n", "        return Position(seen.fence, seen.seq + 1)\n"
+            ),
+        ),
     ),
     Planted(
         "a gap in what a gateway was sent is not filled",
         "gap",
         " came after ",
-        (Change("gateway/hub.py", "if follows(entry, self._tail):\n            self._take(entry)", "if True:\n            self._take(entry)"),),
+        (Change("gateway/hub.py", "if follows(entry, self._tail):", "if True:"),),
     ),
     Planted(
         "the order to cancel is not sent",
@@ -147,7 +161,13 @@ FAULTS: Final = (
         "delayed jobs are forgotten when their time comes",
         "quiet",
         "still queued",
-        (Change("common/lua/promote.lua", "redis.call('ZADD', prefix .. 'lane:' ..", "redis.call('EXISTS', prefix .. 'lane:' .."),),
+        (
+            Change(
+                "common/lua/promote.lua",
+                "redis.call('ZADD', prefix .. 'lane:' ..",
+                "redis.call('EXISTS', prefix .. 'lane:' ..",
+            ),
+        ),
     ),
     Planted(
         "one tenant's key finds another's job",
@@ -173,4 +193,4 @@ FAULTS: Final = (
         "failed",
         (Change("common/lua/breaker.lua", "probe_until_ms > now_ms", "probe_until_ms > 0"),),
     ),
-)  # fmt: skip
+)

@@ -46,7 +46,7 @@ class Scene:
                 lease_s=LEASE_S,
                 disconnect_grace_s=10,
                 drain_s=3,
-                **numbers,
+                worker_concurrency=numbers.get("worker_concurrency", 64),
             )
         )
         self.recorder = Recorder(place / "history.jsonl")
@@ -315,6 +315,8 @@ async def keyed(scene: Scene) -> None:
         for tenant, caller in (("first", first), ("other", other)):
             for turn in range(6):
                 await _submit_keyed(scene, caller, tenant, urls[turn % 2])
+            for turn in range(4):
+                await _chat_keyed(scene, caller, tenant, urls[turn % 2])
     finally:
         await other.http.aclose()
 
@@ -331,6 +333,16 @@ async def _submit_keyed(scene: Scene, caller: Caller, tenant: str, url: str) -> 
     own = await caller.http.get(f"{url}/v1/jobs/{name}")
     if own.is_error:
         scene.recorder.note("odd", text=f"{tenant} was given a job that is not its own: {own.status_code}")
+
+
+async def _chat_keyed(scene: Scene, caller: Caller, tenant: str, url: str) -> None:
+    op = scene.recorder.invoke("whole", tokens=3, key=f"{tenant}: two")
+    headers = {"idempotency-key": "two"}
+    answer = await caller.http.post(url + "/v1/chat/completions", json=numbered(3, **PACE), headers=headers)
+    if answer.is_error:
+        scene.recorder.note("odd", text=f"{tenant}'s key was refused: {answer.status_code} {answer.text[:200]}")
+        return
+    scene.recorder.note("accepted", op=op, job=answer.headers["x-headrace-job-id"])
 
 
 # A scene's number of processes, and whether every job must succeed at once.

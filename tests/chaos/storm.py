@@ -50,7 +50,6 @@ class Storm:
     def __init__(self, plan: Plan, place: Path) -> None:
         self._plan = plan
         self._place = place
-        kept = {"result_retention_s": plan.keep_s, "stream_retention_s": plan.keep_s} if plan.keep_s else {}
         fleet = Fleet(
             place,
             gateways=plan.gateways,
@@ -63,7 +62,8 @@ class Storm:
             disconnect_grace_s=10,
             drain_s=3,
             max_attempts=4,
-            **kept,
+            result_retention_s=plan.keep_s or 86_400,
+            stream_retention_s=plan.keep_s or 3_600,
         )
         self.stage = Stage(fleet)
         self._recorder = Recorder(place / "history.jsonl")

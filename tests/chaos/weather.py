@@ -27,7 +27,7 @@ class Weather:
         self.over = False
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """Returns when all faults were done and everything was started again. A fault's rest is what its time leaves."""
+        """Returns when all faults were done and everything was started again."""
         due_s = time.monotonic()
         for fault in faults:
             due_s = max(due_s, time.monotonic() - fault.rest_s) + fault.rest_s

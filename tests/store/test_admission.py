@@ -6,22 +6,23 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from common import keys
-from common.contracts import Job, Outcome, Priority, State, Usage
-from common.queue import Admitted, AttemptError, Place, PutBack, Queue, Retention, Settlement, Submitted
+from common.contracts import Job, OnDisconnect, Outcome, Priority, State, Usage
+from common.queue import Admitted, AttemptError, Cancelling, Place, PutBack, Queue, Retention, Settlement, Submitted
 from common.store import Store
 from tests.support.redis_server import RedisServer
-from tests.support.seeds import POOL, a_job, job_id, rig, success
+from tests.support.seeds import POOL, Rig, a_job, job_id, rig, success
 
 RACERS = 100
 TRIALS = int(os.environ.get("HEADRACE_TEST_TRIALS") or 10)
 GATEWAYS = 3
 
 
-def keyed(number: int, key: str = "k", body: str = "b", **changes: object) -> Job:
+def keyed(number: int, key: str = "k", body: str = "b", **changes: Any) -> Job:
     """Job `number` with an idempotency key and the fingerprint of its body."""
     return a_job(number, idempotency=key, fingerprint=body, **changes)
 
@@ -90,6 +91,95 @@ async def test_a_body_is_held_against_the_key_in_every_pool(redis_server: RedisS
         assert not await r.queue.same_body("t", "k", "two", life_ms=60_000)
         assert await r.queue.same_body("u", "k", "two", life_ms=60_000)
         assert redis_server.command("PTTL", keys.tenant_idempotency("t", "k")) > 0
+
+
+async def test_a_key_whose_job_is_gone_is_free_again(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.submit(keyed(1))
+        redis_server.command("DEL", keys.job(POOL, job_id(1)))
+        assert await r.queue.by_key(POOL, "t", "k") is None
+        [made] = await r.submit(keyed(2, body="c"))
+        assert (made.code, made.job_id) == (Submitted.ACCEPTED, job_id(2))
+        assert await r.queue.by_key(POOL, "t", "k") == job_id(2)
+
+
+async def left(r: Rig, number: int) -> None:
+    """The only reader of this job leaves, and the grace passes."""
+    await r.streams.subscribe(job_id(number), "g")
+    await r.streams.unsubscribe(job_id(number), "g")
+    r.later(10_001)
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_who_lost_the_connection_and_asks_again_late_begins_anew(redis_server: RedisServer, runs: bool) -> None:
+    async with rig(redis_server) as r:
+        await r.worker(lease_s=1_000)
+        await r.submit(keyed(1, on_disconnect=OnDisconnect.CANCEL))
+        claims = await r.claim() if runs else []
+        await left(r, 1)
+        told = await r.queue.cancel(job_id(1), unread=True)
+        assert told is (Cancelling.TOLD if runs else Cancelling.ENDED)
+        [again] = await r.submit(keyed(2))
+        assert (again.code, again.job_id) == (Submitted.ACCEPTED, job_id(2))
+        # The old one's end has no say over the new one's key.
+        for claim in claims:
+            await r.settle(claim, end=Settlement(Outcome(State.CANCELLED)))
+        assert await r.queue.by_key(POOL, "t", "k") == job_id(2)
+        assert redis_server.command("PTTL", keys.idempotency(POOL, "t", "k")) > 86_400_000
+
+
+async def test_what_its_caller_cancelled_stays_the_keys_answer(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.submit(keyed(1))
+        assert await r.queue.cancel(job_id(1)) is Cancelling.ENDED
+        [again] = await r.submit(keyed(2))
+        assert (again.code, again.job_id) == (Submitted.DUPLICATE, job_id(1))
+
+
+async def test_an_ended_or_journaled_job_keeps_its_key_when_its_readers_leave(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.worker(lease_s=1_000)
+        await r.submit(keyed(1, on_disconnect=OnDisconnect.CANCEL))
+        [claim] = await r.claim()
+        await left(r, 1)
+        await r.settle(claim)
+        redis_server.command("ZADD", keys.abandoned(POOL), 0, job_id(1))
+        assert await r.queue.cancel(job_id(1), unread=True) is Cancelling.ENDED
+        assert await r.queue.by_key(POOL, "t", "k") == job_id(1)
+        await r.submit(keyed(2, key="l", journal=True, on_disconnect=OnDisconnect.CANCEL))
+        await left(r, 2)
+        assert await r.queue.cancel(job_id(2), unread=True) is Cancelling.ENDED
+        assert await r.queue.by_key(POOL, "t", "l") == job_id(2)
+
+
+async def test_one_that_is_read_again_is_not_cancelled_for_want_of_readers(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.submit(a_job(1, on_disconnect=OnDisconnect.CANCEL), a_job(2, on_disconnect=OnDisconnect.CANCEL))
+        await left(r, 1)
+        [listed] = await r.queue.abandoned(POOL)
+        # Someone comes between the list and the call.
+        await r.streams.subscribe(job_id(1), "g")
+        assert await r.queue.cancel(listed, unread=True) is Cancelling.READ
+        await r.streams.unsubscribe(job_id(1), "g")
+        assert await r.queue.cancel(listed, unread=True) is Cancelling.READ
+        assert r.view().states[1] == "queued"
+        r.later(10_001)
+        assert await r.queue.cancel(listed, unread=True) is Cancelling.ENDED
+        assert await r.queue.cancel(listed, unread=True) is Cancelling.READ
+        assert r.view().abandoned == set()
+
+
+async def test_of_two_readers_the_second_keeps_the_job(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.queue.submit(a_job(1, on_disconnect=OnDisconnect.CANCEL), gateway="one")
+        await r.streams.subscribe(job_id(1), "two")
+        await r.streams.unsubscribe(job_id(1), "one")
+        r.later(60_000)
+        assert await r.queue.abandoned(POOL) == []
+        await r.streams.unsubscribe(job_id(1), "two")
+        assert await r.queue.abandoned(POOL) == []
+        r.later(10_001)
+        assert await r.queue.abandoned(POOL) == [job_id(1)]
 
 
 @pytest.mark.timeout(600)
@@ -167,11 +257,14 @@ async def test_a_job_that_would_end_after_its_deadline_is_refused_and_told_by_ho
     async with rig(redis_server) as r:
         pace(redis_server, 100, service_ms=500)
         await r.submit(a_job(1, cost_tokens=1_000))
-        [taken] = await r.submit(a_job(2, tenant="u", cost_tokens=500, deadline_in_ms=10_500))
+        # A quarter more than the wait, and twice what a job takes, must fit.
+        [taken] = await r.submit(a_job(2, tenant="u", cost_tokens=500, deadline_in_ms=13_500))
         assert (taken.code, taken.ahead, taken.wait_ms) == (Submitted.ACCEPTED, 1, 10_000)
         before = r.view()
-        [late] = await r.submit(a_job(3, tenant="v", deadline_in_ms=12_500))
-        assert (late.code, late.wait_ms, late.retry_ms) == (Submitted.TOO_LATE, 15_000, 3_000)
+        [late] = await r.submit(a_job(3, tenant="v", deadline_in_ms=13_500))
+        assert (late.code, late.wait_ms, late.retry_ms) == (Submitted.TOO_LATE, 15_000, 6_250)
+        [just] = await r.submit(a_job(4, tenant="v", deadline_in_ms=19_000))
+        assert (just.code, just.retry_ms) == (Submitted.TOO_LATE, 3_750)
         assert r.view() == before
 
 

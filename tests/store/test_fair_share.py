@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.support.seeds import POOL, Rig, a_job, job_id, number_of, rig, succes
 TWO_MODELS = ("0:m", "0:n")
 
 
-async def fill(r: Rig, first: int, count: int, **changes: object) -> None:
+async def fill(r: Rig, first: int, count: int, **changes: Any) -> None:
     """Submits jobs `first`, `first + 1`, …"""
     await r.submit(*(a_job(first + n, **changes) for n in range(count)))
 
@@ -291,7 +292,12 @@ def share_of_slots(began: list[tuple[int, int, int]], until_ms: int, since_ms: i
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("chat", "batch"),
-    [((1_000, 500), (1_000, 500)), ((30_000, 300), (200, 2_000)), ((200, 2_000), (30_000, 300)), ((50, 200), (50, 8_000))],
+    [
+        ((1_000, 500), (1_000, 500)),
+        ((30_000, 300), (200, 2_000)),
+        ((200, 2_000), (30_000, 300)),
+        ((50, 200), (50, 8_000)),
+    ],
     ids=["alike", "batch slower per token", "batch faster per token", "batch longer"],
 )
 @pytest.mark.parametrize("slots", [1, 8])

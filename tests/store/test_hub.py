@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
@@ -12,8 +13,8 @@ from common.clock import SystemClock
 from common.contracts import OnDisconnect, OnInterrupt, Position
 from common.errors import NotFound, PositionGone, StreamLost
 from common.queue import Claim
-from common.stream import EVENTS, OUTCOME, Entry
-from gateway.hub import Hub, Limits, SlowReader, Subscription, cut, follows
+from common.stream import EVENTS, OUTCOME, STARTED, Entry
+from gateway.hub import MOST_PLACES, Hub, Limits, SlowReader, Subscription, cut, follows
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import POOL, Rig, a_job, job_id, rig, success
@@ -269,3 +270,45 @@ def test_a_cut_entry_holds_what_comes_after_the_position() -> None:
     assert cut(entry, Position(5, 2)).body == events(3, 4)
     assert cut(entry, Position(5, 1)).body == events(2, 3, 4)
     assert cut(entry, Position(4, 9)).body == events(2, 3, 4)
+
+
+# --- places in the queue ----------------------------------------------------------------------------------------------
+
+
+async def test_a_waiting_reader_hears_its_place_and_no_more_of_it_once_its_job_runs(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as seeded, a_hub(seeded) as hub:
+        await seeded.submit(a_job(1))
+        reader = hub.expect(job_id(2))
+        await seeded.queue.submit(a_job(2), gateway=hub.id)
+        assert await reader.next() == []
+        assert reader.place is not None and reader.place.position == 1
+        await seeded.queue.cancel(job_id(1))
+        assert await reader.next() == []
+        assert reader.place.position == 0
+        await seeded.worker()
+        assert await seeded.numbers() == [2]
+        assert [entry.kind for entry in await reader.next()] == [STARTED]
+        assert reader.place is None
+
+
+@pytest.mark.timeout(60)
+async def test_thousands_of_waiting_readers_all_hear_their_place_a_bounded_number_at_a_time(
+    redis_server: RedisServer,
+) -> None:
+    count = 2 * MOST_PLACES + 10
+    async with rig(redis_server) as seeded, a_hub(seeded) as hub:
+        readers = [hub.expect(job_id(number)) for number in range(count)]
+        await asyncio.gather(*(seeded.queue.submit(a_job(number), gateway=hub.id) for number in range(count)))
+
+        seen: set[int] = set()
+
+        async def all_placed() -> bool:
+            seen.add(sum(reader.place is not None for reader in readers))
+            return count in seen
+
+        waits = [asyncio.ensure_future(reader.next()) for reader in readers]
+        await until(all_placed, limit_s=40)
+        assert seen == {0, MOST_PLACES, 2 * MOST_PLACES, count}
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

@@ -107,10 +107,10 @@ async def test_a_blocking_reader_leaves_a_server_once_the_calls_have_gone_to_ano
         before = group.freeze_master()
         await asyncio.to_thread(group.wait_for_successor, before.port)
         await tries_until_done(store, "SET", "a", "1")
-        before.thaw()
         with pytest.raises(StoreUnavailable, match="moved"):
             await reader.command("PING", wait_s=0)
         assert (await reader.command("ROLE", wait_s=0))[0] == b"master"
+        before.thaw()
 
 
 async def test_sentinels_that_hang_or_are_gone_hold_nobody_up(group: FailoverGroup) -> None:
@@ -132,6 +132,23 @@ async def test_sentinels_that_hang_or_are_gone_hold_nobody_up(group: FailoverGro
             for number in range(3):
                 group.thaw_sentinel(number)
             await tries_until_done(store, "GET", "a")
+
+
+async def test_a_server_that_is_no_master_is_not_spoken_to_even_where_no_sentinel_answers(
+    group: FailoverGroup,
+) -> None:
+    master, replica = group.master, group.replicas[0]
+    async with store_at(group.url) as store:
+        await store.command("SET", "a", "1")
+        for number in range(3):
+            group.freeze_sentinel(number)
+        master.command("REPLICAOF", "127.0.0.1", replica.port)
+        try:
+            with pytest.raises(StoreUnavailable):
+                async with store.blocking():
+                    pytest.fail("it is a replica")
+        finally:
+            master.command("REPLICAOF", "NO", "ONE")
 
 
 async def test_a_server_that_became_a_replica_is_unavailable_and_not_an_error_of_ours(

@@ -41,7 +41,7 @@ async def test_an_owners_settle_ends_the_job_and_leaves_only_record_stream_and_c
         assert r.view() == View(
             states={1: "succeeded"},
             workers={"w"},
-            stats={"submitted": 1, "succeeded": 1, "jobs:m": 1, "tokens:m": 7},
+            stats={"submitted": 1, "succeeded": 1, "jobs:m": 1, "tokens:m": 1},
             streams={1: [("s", b"1"), ("c", b'{"a":1}\n{"b":2}'), ("o", end.outcome.encode())]},
         )
         assert r.ids(1) == [f"{claim.fence}-{seq}" for seq in (0, 2, 3)]

@@ -68,6 +68,15 @@ async def test_it_is_not_left_to_one_that_has_no_slot_or_no_lease(redis_server: 
         assert await r.numbers(1, "two") == [5]
 
 
+async def test_nothing_is_left_to_another_for_longer_because_the_clock_went_back(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await two_workers(r)
+        await warm_up(r, "one", "a", 1)
+        await r.submit(a_job(2, batch_key="a"))
+        r.later(-600_000)
+        assert await r.numbers(1, "two") == [2]
+
+
 async def test_what_has_no_key_is_never_held_back(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await two_workers(r)

@@ -75,8 +75,9 @@ class Journal:
 
     def _follow(self, event: Event) -> None:
         """The positions: an attempt's events from 1 on without a gap, another attempt only after a reset."""
+        is_error = event.data.startswith('{"error"')
         if not event.id:
-            if not event.data.startswith('{"error"'):
+            if not is_error:
                 self._wrong("an event has no position")
             return
         try:
@@ -86,20 +87,21 @@ class Journal:
             return
         if event.name == "reset":
             self._begin(position)
-            return
-        if self._fence is None:
-            self._fence = position.fence
-        if event.data.startswith('{"error"'):
-            return
-        if event.data == DONE:
-            if position != Position(self._fence, self._seq + 1):
-                self._wrong(f"{position}, the end, came after {self._fence}-{self._seq}")
+        elif not is_error:
+            self._go_on(position, is_end=event.data == DONE)
+
+    def _go_on(self, position: Position, *, is_end: bool) -> None:
+        fence = position.fence if self._fence is None else self._fence
+        if is_end:
+            # An answer without a token may end in an attempt after those of which nothing came either.
+            if position.seq != self._seq + 1 or (position.fence != fence and self._seq > 0):
+                self._wrong(f"{position}, the end, came after {fence}-{self._seq}")
             return
         # An attempt of which nothing came may be followed by another without a word.
-        if position.fence < self._fence or (position.fence > self._fence and self._seq > 0):
-            self._wrong(f"{position} is of another attempt than {self._fence}-{self._seq}, and no reset came between")
+        if position.fence < fence or (position.fence > fence and self._seq > 0):
+            self._wrong(f"{position} is of another attempt than {fence}-{self._seq}, and no reset came between")
         elif position.seq != self._seq + 1:
-            self._wrong(f"{position} came after {self._fence}-{self._seq}")
+            self._wrong(f"{position} came after {fence}-{self._seq}")
         self._fence, self._seq = position.fence, position.seq
 
     def _begin(self, position: Position) -> None:

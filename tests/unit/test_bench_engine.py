@@ -183,3 +183,22 @@ def test_a_forgotten_cache_hits_nothing() -> None:
     engine.forget()
     assert served(engine, words("p", 65)).cached_tokens == 0
     assert engine.cache.free == FIXED.blocks
+
+
+def test_a_kept_block_that_is_shared_is_not_counted_as_room_for_others() -> None:
+    cache = PrefixCache(4)
+    hashes = block_hashes(words("a", 32))
+    cache.reserve([], 2)
+    for digest in hashes:
+        cache.register(digest)
+    cache.release(hashes, 0)
+    assert not cache.reserve(hashes, 3)
+    assert cache.free == 4
+
+
+def test_a_prompt_for_which_a_step_has_no_tokens_left_stays_in_the_queue() -> None:
+    engine = Engine(FIXED)
+    for name in "ab":
+        engine.add(words(name, 100), 1)
+    engine.step()
+    assert (len(engine.running), len(engine.waiting)) == (1, 1)

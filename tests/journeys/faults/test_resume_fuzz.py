@@ -1,4 +1,4 @@
-"""Streams cut again and again at random bytes on their way: each reader gets every event once, in order, and all alike."""
+"""Streams cut again and again at random bytes on their way: each reader gets every event once and in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.chaos.checker import told_events
 from tests.support.history import DONE, Journal
 from tests.support.proxy import CutAtByte, Ending, Proxy
-from tests.support.reader import PAUSE_S, Caller, Pieces, script
+from tests.support.reader import Caller, Pieces, script
 from tests.support.runner import drawn_seed
 from tests.support.stage import Stage
 
@@ -72,7 +72,7 @@ class Cutting:
             except httpx.TransportError:
                 self._seen[_place(pieces)] += 1
                 pieces = None
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(0.05)
             if not last:
                 return
 

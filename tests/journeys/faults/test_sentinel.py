@@ -55,7 +55,8 @@ def _fleet(place: Path, group: FailoverGroup, *, members: int, journal: str) -> 
         place,
         gateways=members,
         workers=members,
-        redis_url=group.url,
+        # Each fleet in a database of its own: they have different ledgers.
+        redis_url=group.url.removesuffix("/0") + ("/1" if journal == "on" else "/0"),
         journal=journal,
         lease_s=LEASE_S,
         disconnect_grace_s=1,
