@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from enum import IntEnum, StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -70,9 +70,9 @@ class Job:
     `body` is the request in OpenAI's shape for `endpoint`. `stream` tells whether the upstream is to be asked for
     tokens as they come, `include_usage` whether the stream's readers get OpenAI's usage chunk. `deadline_in_ms` and
     `delay_ms` count from acceptance. `cost_tokens` is an estimate (prompt and answer) in which fair share and the
-    expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better. `weight`
-    is the tenant's in the fair share. `idempotency` is the digest of the caller's key, `fingerprint` that of what came
-    with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
+    expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better.
+    `weight` is the tenant's in the fair share. `idempotency` is the digest of the caller's key, `fingerprint` that of what
+    came with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
     `joint`: jobs of this one's batch key can share one call upstream.
     """
 
@@ -112,11 +112,11 @@ class Job:
 
         Unknown fields are left out: in a rolling upgrade an old worker meets the jobs of a newer gateway.
         """
-        fields = _known(cls, orjson.loads(raw))
+        fields = orjson.loads(raw)
         fields["priority"] = Priority(fields["priority"])
         fields["on_disconnect"] = OnDisconnect(fields["on_disconnect"])
         fields["on_interrupt"] = OnInterrupt(fields["on_interrupt"])
-        return cls(**fields)
+        return made(cls, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +178,13 @@ class Outcome:
     @classmethod
     def decode(cls, raw: bytes) -> Outcome:
         """The outcome that `encode` wrote; unknown fields are left out."""
-        fields = _known(cls, orjson.loads(raw))
+        fields = orjson.loads(raw)
         fields["status"] = State(fields["status"])
         if fields["usage"] is not None:
-            fields["usage"] = Usage(**_known(Usage, fields["usage"]))
+            fields["usage"] = made(Usage, fields["usage"])
         if fields["failure"] is not None:
-            fields["failure"] = Failure(**_known(Failure, fields["failure"]))
-        return cls(**fields)
+            fields["failure"] = made(Failure, fields["failure"])
+        return made(cls, fields)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -206,8 +206,18 @@ class Position:
         return cls(int(fence), int(seq))
 
 
-def _known(of: type[Job | Outcome | Usage | Failure], fields: JsonObject) -> JsonObject:
-    return {row.name: fields[row.name] for row in dataclass_fields(of) if row.name in fields}
+Made = TypeVar("Made", "Job", "Outcome", "Usage", "Failure")
+
+
+def made(of: type[Made], fields: JsonObject) -> Made:
+    """The value with these fields. What a newer version added is left out, which costs something only where it is."""
+    try:
+        return of(**fields)
+    except TypeError:
+        names = {row.name for row in dataclass_fields(of)}
+        if names.issuperset(fields):
+            raise
+        return of(**{name: value for name, value in fields.items() if name in names})
 
 
 def _is_number(text: str, most_digits: int) -> bool:

@@ -62,6 +62,9 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     parser.add_argument("--minutes", type=float, help="spreads jobs and faults over so long; 0: as fast as they can")
     parser.add_argument("--calm-minutes", type=float, help="load without faults at the end, for the leak checks")
+    parser.add_argument(
+        "--keep-s", type=int, help="how long ended jobs stay, so that their keys' end can be waited for"
+    )
     parser.add_argument("--out", help="the folder for history and logs")
     return parser.parse_args(words)
 
@@ -75,7 +78,7 @@ def _plan(options: argparse.Namespace, seed: int) -> Plan:
         **{**numbers, **FLEET, **given},
         minutes=minutes if options.minutes is None else options.minutes,
         calm_minutes=calm if options.calm_minutes is None else options.calm_minutes,
-        keep_s=KEEP_S if options.soak else 0,
+        keep_s=(KEEP_S if options.soak else 0) if options.keep_s is None else options.keep_s,
     )
 
 

@@ -140,12 +140,12 @@ def calm_problems(history: History) -> list[str]:
 def _job_problems(history: History, job: str) -> Iterator[str]:
     kept = history.kept.get(job)
     asked = history.asked.get(job)
-    if job in history.ledger and history.ledger[job] != (kept.state if kept else "failed"):
+    if job in history.ledger and history.ledger[job] not in ({kept.state} if kept else LATE_END):
         yield f"{job}: the ledger says {history.ledger[job]}, the store {kept and kept.state}"
     if kept is None:
         # A job that only the ledger had, and whose deadline passed before the store was back, says so.
         ends = {line["end"] for line in history.told[job]}
-        if not (ends == {"redis_lost"} and asked is not None and asked.hurried):
+        if asked is not None and not (ends == {"redis_lost"} and asked.hurried):
             yield f"{job}: was accepted and is lost"
         return
     yield from _end_problems(history, job, kept)

@@ -19,7 +19,6 @@ from tests.support.stage import say
 pytestmark = pytest.mark.timeout(60)
 
 PROMISED_LIMIT_S: Final = 2.0
-PAUSE_S: Final = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ async def tries_until_done(store: Store, *words: str, limit_s: float = 20) -> in
             except StoreUnavailable:
                 failed += 1
                 assert time.monotonic() - began_s < PROMISED_LIMIT_S
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(0.02)
             else:
                 return failed
 
@@ -172,7 +171,7 @@ async def test_a_server_that_became_a_replica_is_unavailable_and_not_an_error_of
 async def until_blocked(server: RedisServer) -> None:
     async with asyncio.timeout(5):
         while b"blocked_clients:1" not in server.command("INFO", "clients"):  # noqa: ASYNC110 - another process's state
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(0.02)
 
 
 async def test_a_url_whose_service_nobody_knows_is_unavailable(group: FailoverGroup) -> None:
