@@ -71,8 +71,8 @@ class Job:
     tokens as they come, `include_usage` whether the stream's readers get OpenAI's usage chunk. `deadline_in_ms` and
     `delay_ms` count from acceptance. `cost_tokens` is an estimate (prompt and answer) in which fair share and the
     expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better.
-    `weight` is the tenant's in the fair share. `idempotency` is the digest of the caller's key, `fingerprint` that of what
-    came with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
+    `weight` is the tenant's in the fair share. `idempotency` is the digest of the caller's key, `fingerprint` that of
+    what came with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
     `joint`: jobs of this one's batch key can share one call upstream.
     """
 
