@@ -424,7 +424,11 @@ class Hub:
     def _deliver(self, frames: Iterable[tuple[bytes, Entry]]) -> None:
         here = self._here
         for job_id, entry in frames:
-            for reader in here.get(job_id, ()):
+            readers = here.get(job_id)
+            if readers is None and entry.kind == EVENTS:
+                # A submission that came late, whose caller was refused and left: nobody reads it, which must be told.
+                self._owed.add(job_id.decode())
+            for reader in readers or ():
                 reader.offer(entry)
 
     async def _watch(self) -> None:

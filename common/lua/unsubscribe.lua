@@ -15,6 +15,6 @@ redis.call('HSET', job, 'inbox', table.concat(left, ','))
 local running = field[1] == 'queued' or field[1] == 'running' or field[1] == 'delayed'
 if #left == 0 and field[3] == 'cancel' and running then
   local time = redis.call('TIME')
-  redis.call('ZADD', abandoned, time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms + grace_ms, id)
+  redis.call('ZADD', abandoned, 'NX', time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms + grace_ms, id)
 end
 return #left

@@ -275,6 +275,14 @@ async def test_an_unknown_pace_refuses_nobody_and_promises_nothing(redis_server:
         assert (taken.code, taken.wait_ms) == (Submitted.ACCEPTED, None)
 
 
+async def test_a_job_for_later_is_not_held_against_the_wait_of_now(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        pace(redis_server, 1)
+        await r.submit(a_job(1, cost_tokens=1_000))
+        [taken] = await r.submit(a_job(2, delay_ms=60_000, deadline_in_ms=70_000))
+        assert taken.code is Submitted.ACCEPTED
+
+
 async def test_with_nothing_ahead_a_short_deadline_is_tried(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         pace(redis_server, 1, service_ms=60_000)

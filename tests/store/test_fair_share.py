@@ -62,6 +62,18 @@ async def test_a_flood_for_one_model_does_not_hold_up_another_tenants_job_for_an
         assert (await tenants(r, 2, TWO_MODELS))["quiet"] == 1
 
 
+@pytest.mark.parametrize("models", ["mn", "nm"])
+async def test_among_equal_tags_the_earliest_entry_goes_first_whatever_its_model(
+    redis_server: RedisServer, models: str
+) -> None:
+    async with rig(redis_server) as r:
+        await r.worker()
+        for number, model in enumerate(models):
+            await r.submit(a_job(number, tenant=f"t{number}", model=model))
+            r.later(1)
+        assert await r.numbers(1, lanes=TWO_MODELS) == [0]
+
+
 async def test_models_of_a_class_share_one_virtual_time(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.worker()
@@ -100,6 +112,8 @@ async def test_a_refund_never_puts_a_tenants_next_job_before_its_last_one(redis_
             [claim] = await r.claim()
             await spent(r, claim, 1)
         await fill(r, 10, 3, cost_tokens=1_000)
+        # Six at a thousand and three at one, though the tags stood still meanwhile.
+        assert redis_server.command("HGET", keys.fair(POOL), "f:0:m:t").startswith(b"5003.")
         assert await r.numbers(9) == [3, 4, 10, 11, 12]
 
 
@@ -266,6 +280,7 @@ async def test_jobs_and_times_of_an_older_version_run_end_and_hold_their_turn(re
         redis_server.command("DEL", keys.fair(POOL), keys.waiting(POOL))
         redis_server.command("HSET", keys.fair(POOL), "v:0:m", 90_000, "f:0:m:old", 92_000, "v:1:m", 10**9)
         await fill(r, 100, 10, tenant="new", cost_tokens=500)
+        assert float(redis_server.command("HGET", keys.fair(POOL), "v:0")) == 90_000
         # What came before is not behind all that comes now.
         taken = await r.claim(4)
         assert [number_of(claim.job.id) for claim in taken] == [0, 100, 1, 101]

@@ -312,3 +312,18 @@ async def test_thousands_of_waiting_readers_all_hear_their_place_a_bounded_numbe
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def test_a_job_that_came_after_its_caller_had_left_is_cancelled_like_any_unread_one(
+    redis_server: RedisServer,
+) -> None:
+    async with rig(redis_server) as seeded, a_hub(seeded) as hub:
+        hub.expect(job_id(1)).close()
+        claim = await seeded.running(a_job(1, on_disconnect=OnDisconnect.CANCEL), gateway=hub.id)
+        await say(seeded, claim, 1)
+
+        async def unread() -> bool:
+            return bool(seeded.view().abandoned)
+
+        await until(unread)
+        assert seeded.view().abandoned == {1}

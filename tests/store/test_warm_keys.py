@@ -97,6 +97,32 @@ async def test_only_the_warm_worker_is_woken_and_the_pool_where_there_is_none(re
         assert [redis_server.command("LLEN", bell) for bell in bells] == [1, 2]
 
 
+@pytest.mark.parametrize("why", ["no slot", "no lease"])
+async def test_the_pool_is_woken_where_the_warm_worker_has_no_slot_or_no_lease(
+    redis_server: RedisServer, why: str
+) -> None:
+    async with rig(redis_server) as r:
+        await two_workers(r, slots=1)
+        await warm_up(r, "one", "a", 1)
+        if why == "no slot":
+            await r.submit(a_job(2))
+            assert await r.numbers(1, "one") == [2]
+        else:
+            await r.queue.beat(POOL, "one", lease_s=1, info={}, concurrency=1)
+            r.later(2_000)
+        await r.submit(a_job(3, batch_key="a"))
+        bells = (keys.worker_bell(POOL, "one"), keys.bell(POOL))
+        assert [redis_server.command("LLEN", bell) for bell in bells] == [0, 1]
+
+
+async def test_a_workers_own_bell_is_bounded(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.queue.beat(POOL, "one", lease_s=1_000, info={}, concurrency=9, register=True)
+        await warm_up(r, "one", "a", 1)
+        await r.submit(*(a_job(10 + n, batch_key="a") for n in range(300)))
+        assert redis_server.command("LLEN", keys.worker_bell(POOL, "one")) == 256
+
+
 async def test_a_head_is_passed_over_so_often_and_no_oftener(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.queue.beat(POOL, "one", lease_s=1_000, info={}, concurrency=100, register=True)
