@@ -217,7 +217,21 @@ class Journal:
             return None
         if entry.accepted.fingerprint != job.fingerprint:
             raise KeyReused()
-        return Acceptance(job, Admitted(Submitted.DUPLICATE, entry.accepted.id, entry.accepted.created_ms, 0))
+        return Acceptance(job, await self._counting(entry))
+
+    async def _counting(self, entry: Entry) -> Admitted:
+        """The job that counts for a row's key: of several requests at once each may have written a row, and only the
+        queue says whose it is. So the row's own job is submitted, which changes nothing where it or another was."""
+        row = entry.accepted
+        known = Admitted(Submitted.DUPLICATE, row.id, row.created_ms, 0)
+        if entry.end is not None or entry.cancel_asked:
+            return known
+        now_ms = await self._queue.now_ms()
+        job = Job.decode(row.spec)
+        left_ms = max(0, row.created_ms + job.delay_ms - now_ms) if job.delay_ms else 0
+        job = replace(job, deadline_in_ms=max(1, row.deadline_ms - now_ms), delay_ms=left_ms)
+        admitted = await self._queue.submit(job)
+        return admitted if admitted.code in (Submitted.ACCEPTED, Submitted.DUPLICATE) else known
 
     async def _row(self, job: Job) -> Accepted:
         # By the store's clock; and a store that is away is told now, with nothing written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -231,3 +232,19 @@ def test_a_plain_prompts_refusal_is_a_problem_document(client: httpx.Client) -> 
     answer = client.post("/prompt", json={"prompt": ""})
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
     assert answer.json()["status"] == 400 and answer.json()["param"] == "prompt"
+
+
+def test_jobs_submitted_at_once_with_one_key_are_one_that_is_there(
+    client: httpx.Client, elsewhere: httpx.Client
+) -> None:
+    given = {"endpoint": CHAT, "body": chat(words="x")}
+    with ThreadPoolExecutor(8) as crowd:
+        # Each racer may get a row of the journal, and only the queue says whose counts; one trial seldom shows it.
+        for trial in range(30):
+            headers = {"idempotency-key": f"many-at-once-{trial}"}
+            racers = [(client, elsewhere)[number % 2] for number in range(12)]
+            answers = list(
+                crowd.map(lambda one, headers=headers: one.post("/v1/jobs", json=given, headers=headers), racers)
+            )
+            (job_id,) = {answer.json()["id"] for answer in answers}
+            assert record(client, job_id)["id"] == job_id

@@ -309,6 +309,16 @@ async def test_a_quiet_tenant_waits_only_for_its_own_share_of_a_loud_ones_backlo
         assert (quiet.ahead, quiet.wait_ms) == (1, 1_000)
 
 
+async def test_a_place_without_a_pace_has_no_time(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.submit(a_job(1), a_job(2))
+        assert await r.queue.places(POOL, [job_id(2)]) == [Place(State.QUEUED, 1, None)]
+        await r.submit(a_job(3, priority=Priority.STANDARD))
+        pace(redis_server, 2)
+        # The model's higher classes go first, and take their time.
+        assert await r.queue.places(POOL, [job_id(3)]) == [Place(State.QUEUED, 0, 1_000)]
+
+
 async def test_a_jobs_place_moves_up_as_others_are_taken(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         pace(redis_server, 20)
@@ -339,6 +349,21 @@ async def test_tokens_that_wait_are_counted_by_lane_through_a_retry(redis_server
         assert r.view().waiting == {"j:t": 2, "t:0:m": 75}
         lanes = await r.queue.lanes(POOL)
         assert [(lane.depth, lane.tokens) for lane in lanes] == [(2, 75)]
+
+
+async def test_tokens_are_counted_once_whichever_way_a_job_leaves_and_comes_back(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.worker(lease_s=1_000)
+        await r.submit(a_job(1, cost_tokens=70, deadline_in_ms=1_000), *(a_job(n, cost_tokens=5) for n in (2, 3)))
+        r.later(2_000)
+        # The claim passes the late one, which the scheduler ends later.
+        [claim] = await r.claim()
+        assert r.view().waiting == {"j:t": 2, "t:0:m": 5}
+        for job, fence, worker in await r.queue.overdue(POOL):
+            await r.queue.settle(POOL, job, worker, fence, Settlement(Outcome(State.EXPIRED)))
+        assert r.view().waiting == {"j:t": 1, "t:0:m": 5}
+        await r.queue.release(POOL, job_id(2), "w", claim.fence, failed=True)
+        assert r.view().waiting == {"j:t": 2, "t:0:m": 10}
 
 
 async def test_the_counts_heal_when_nothing_waits_any_more(redis_server: RedisServer) -> None:

@@ -7,34 +7,23 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from common import keys
-from common.contracts import Outcome, Priority, State, Usage
+from common.contracts import Outcome, State
 from common.queue import Claim, Settlement
+from tests.store.sharing import fill, spent
 from tests.support.redis_server import RedisServer
 from tests.support.seeds import POOL, Rig, a_job, job_id, number_of, rig, success
 
 TWO_MODELS = ("0:m", "0:n")
 
 
-async def fill(r: Rig, first: int, count: int, **changes: Any) -> None:
-    """Submits jobs `first`, `first + 1`, …"""
-    await r.submit(*(a_job(first + n, **changes) for n in range(count)))
-
-
 async def tenants(r: Rig, claims: int, lanes: Sequence[str] = ("0:m",)) -> Counter[str]:
     """Whose jobs so many claims of one job give."""
     taken = [claim.job.tenant for _ in range(claims) for claim in await r.claim(1, lanes=lanes)]
     return Counter(taken)
-
-
-async def spent(r: Rig, claim: Claim, tokens: int) -> None:
-    """Ends a claimed job that took so many tokens."""
-    outcome = Outcome(State.SUCCEEDED, usage=Usage(tokens, 0))
-    assert (await r.settle(claim, end=replace(success(), outcome=outcome))).done
 
 
 async def test_shares_are_as_the_weights(redis_server: RedisServer) -> None:
@@ -123,33 +112,6 @@ async def test_a_failed_job_that_used_nothing_costs_nothing(redis_server: RedisS
         await r.settle(claim, end=replace(success(), outcome=Outcome(State.FAILED)))
         [finish] = redis_server.command("HMGET", keys.fair(POOL), "f:0:m:t")
         assert float(finish.split()[0]) == 0
-
-
-async def test_a_lower_classes_share_is_of_tokens_and_not_of_jobs(redis_server: RedisServer) -> None:
-    async with rig(redis_server) as r:
-        await r.worker(lease_s=10_000)
-        await fill(r, 0, 400, priority=Priority.BATCH, cost_tokens=100)
-        r.later(60_000)
-        await fill(r, 1_000, 1_900, cost_tokens=10)
-        taken = [number_of(claim.job.id) for _ in range(1_000) for claim in await r.claim(1)]
-        batch = sum(number < 1_000 for number in taken) * 100
-        chat = sum(number >= 1_000 for number in taken) * 10
-        assert 0.05 <= batch / (batch + chat) <= 0.13
-
-
-async def test_a_lower_classes_share_is_trued_up_with_what_it_really_took(redis_server: RedisServer) -> None:
-    async with rig(redis_server) as r:
-        await r.worker(lease_s=10_000)
-        # Estimated at a thousand, ended with ten: by the estimate alone it would get a hundredth of its share.
-        await fill(r, 0, 400, priority=Priority.BATCH, cost_tokens=1_000)
-        r.later(60_000)
-        await fill(r, 1_000, 1_900, cost_tokens=10)
-        batch = 0
-        for _ in range(1_000):
-            [claim] = await r.claim(1)
-            batch += number_of(claim.job.id) < 1_000
-            await spent(r, claim, 10)
-        assert 50 <= batch <= 130
 
 
 @pytest.mark.timeout(60)
@@ -279,12 +241,14 @@ async def test_jobs_and_times_of_an_older_version_run_end_and_hold_their_turn(re
             redis_server.command("ZADD", keys.lane(POOL, "0:m"), 90_000 + 500 * number, member)
         redis_server.command("DEL", keys.fair(POOL), keys.waiting(POOL))
         redis_server.command("HSET", keys.fair(POOL), "v:0:m", 90_000, "f:0:m:old", 92_000, "v:1:m", 10**9)
+        redis_server.command("HSET", keys.fair(POOL), "f:0:m:old", "92000.000 91500.000")
         await fill(r, 100, 10, tenant="new", cost_tokens=500)
         assert float(redis_server.command("HGET", keys.fair(POOL), "v:0")) == 90_000
         # What came before is not behind all that comes now.
         taken = await r.claim(4)
         assert [number_of(claim.job.id) for claim in taken] == [0, 100, 1, 101]
         await spent(r, taken[0], 77)
+        assert redis_server.command("HGET", keys.fair(POOL), "f:0:m:old") == b"92000.000 91500.000"
         assert (await r.queue.release(POOL, job_id(1), "w", taken[2].fence, failed=True, delay_ms=5)).value == 0
         r.later(5)
         assert await r.queue.promote(POOL) == 1
@@ -293,89 +257,21 @@ async def test_jobs_and_times_of_an_older_version_run_end_and_hold_their_turn(re
         assert await r.queue.sweep_fair(POOL) >= 0
 
 
-# --- every class has its share of the slots ---------------------------------------------------------------------------
-
-
-def share_of_slots(began: list[tuple[int, int, int]], until_ms: int, since_ms: int) -> float:
-    """The part of the slots' time that class 2 had of (class, began, ended)."""
-    held = Counter[int]()
-    for cls, from_ms, to_ms in began:
-        held[cls] += max(0, min(to_ms, until_ms) - max(from_ms, since_ms))
-    return held[2] / sum(held.values())
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    ("chat", "batch"),
-    [
-        ((1_000, 500), (1_000, 500)),
-        ((30_000, 300), (200, 2_000)),
-        ((200, 2_000), (30_000, 300)),
-        ((50, 200), (50, 8_000)),
-    ],
-    ids=["alike", "batch slower per token", "batch faster per token", "batch longer"],
-)
-@pytest.mark.parametrize("slots", [1, 8])
-async def test_a_class_under_a_flood_of_higher_work_has_about_a_tenth_of_the_slots(
-    redis_server: RedisServer, chat: tuple[int, int], batch: tuple[int, int], slots: int
+async def test_a_job_that_falls_due_comes_behind_its_tenants_last_one_whatever_that_one_got_back(
+    redis_server: RedisServer,
 ) -> None:
-    """Kinds of jobs are (cost in tokens, time in a slot in ms); the queue alone, its clock moved by hand."""
-    kinds = {0: chat, 2: batch}
-    async with rig(redis_server) as r:
-        await r.worker(lease_s=100_000)
-        for priority, number in ((Priority.INTERACTIVE, 90_000), (Priority.BATCH, 90_001)):
-            await fill(r, number, 1, priority=priority, cost_tokens=kinds[priority][0])
-            [claim] = await r.claim(1)
-            r.later(kinds[priority][1])
-            await spent(r, claim, claim.job.cost_tokens)
-        await fill(r, 10_000, 400, priority=Priority.BATCH, cost_tokens=batch[0], tenant="b", deadline_in_ms=10**9)
-        r.later(60_000)
-        running: list[tuple[int, Claim]] = []
-        began: list[tuple[int, int, int]] = []
-        until_ms, number, now_ms = max(60_000, 40 * batch[1] // slots * 2), 0, 0
-        while now_ms < until_ms:
-            for due, claim in [one for one in running if one[0] <= now_ms]:
-                await spent(r, claim, claim.job.cost_tokens)
-                running.remove((due, claim))
-            await fill(r, number, slots, cost_tokens=chat[0])
-            number += slots
-            for claim in await r.claim(slots - len(running)) if len(running) < slots else []:
-                took_ms = kinds[int(claim.job.priority)][1]
-                running.append((now_ms + took_ms, claim))
-                began.append((int(claim.job.priority), now_ms, now_ms + took_ms))
-            step_ms = min(due for due, _ in running) - now_ms
-            now_ms += step_ms
-            r.later(step_ms)
-        assert 0.05 <= share_of_slots(began, until_ms, until_ms // 4) <= 0.2
-
-
-async def test_an_attempt_that_gave_way_gives_its_classs_credit_back(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.worker(lease_s=1_000)
-        await fill(r, 1_000, 5, priority=Priority.BATCH, cost_tokens=100)
+        await fill(r, 0, 3, cost_tokens=1_000)
+        await fill(r, 9, 1, delay_ms=60_000)
+        [claim] = await r.claim()
+        await spent(r, claim, 1)
+        await r.queue.cancel(job_id(1))
         r.later(60_000)
-        await fill(r, 0, 40, cost_tokens=10)
-        taken = {number_of(claim.job.id): claim for claim in await r.claim(12)}
-        [number] = [number for number in taken if number >= 1_000]
-
-        def credit() -> float:
-            return float(redis_server.command("HGET", keys.fair(POOL), "c:2"))
-
-        owed_ms = credit()
-        await r.queue.release(POOL, job_id(number), "w", taken[number].fence, failed=False)
-        assert credit() == pytest.approx(owed_ms + 100 * 10, abs=50)
-
-
-async def test_old_work_behind_a_head_that_came_only_now_is_not_forgotten(redis_server: RedisServer) -> None:
-    async with rig(redis_server) as r:
-        await r.worker(lease_s=10_000)
-        await fill(r, 1_000, 50, priority=Priority.BATCH, tenant="deep", cost_tokens=10)
-        r.later(60_000)
-        await fill(r, 0, 300, cost_tokens=10)
-        batch = 0
-        for n in range(10):
-            # Each of these has a tenant of its own, and so an earlier tag than what is left of the deep one's.
-            await fill(r, 2_000 + n, 1, priority=Priority.BATCH, tenant=f"fresh{n}", cost_tokens=10)
-            r.later(30)
-            batch += sum(number >= 1_000 for number in await r.numbers(20))
-        assert 15 <= batch <= 22
+        await r.queue.promote(POOL)
+        tag = r.job(9)["tag"]
+        assert float(tag) == 2_000
+        assert await r.numbers(1) == [2]
+        [claim] = await r.claim()
+        await r.queue.release(POOL, job_id(9), "w", claim.fence, failed=True)
+        assert redis_server.command("ZSCORE", keys.lane(POOL, "0:m"), r.job(9)["member"]) == b"2000"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from common import keys
 from common.contracts import Priority
 from common.queue import Cap, batch_digest
@@ -129,8 +131,15 @@ async def test_a_head_is_passed_over_so_often_and_no_oftener(redis_server: Redis
         await warm_up(r, "one", "a", 1)
         await r.submit(a_job(2, batch_key="cold"), *(a_job(10 + n, batch_key="a") for n in range(2 * MOST_PASSES)))
         r.later(HOLD_MS)
-        taken = [number for _ in range(MOST_PASSES + 2) for number in await r.numbers(1, "one")]
+        await r.submit(a_job(3, batch_key="cold too"))
+        r.later(HOLD_MS)
+        taken = [number for _ in range(2 * MOST_PASSES + 2) for number in await r.numbers(1, "one")]
         assert taken.index(2) == MOST_PASSES
+        # Nothing is left of the count for the next head.
+        await r.submit(a_job(4, batch_key="colder"), *(a_job(100 + n, batch_key="a") for n in range(2 * MOST_PASSES)))
+        r.later(HOLD_MS)
+        taken = [number for _ in range(MOST_PASSES + 2) for number in await r.numbers(1, "one")]
+        assert taken.index(4) == MOST_PASSES
 
 
 async def test_a_key_far_behind_is_not_looked_for(redis_server: RedisServer) -> None:
@@ -173,6 +182,16 @@ async def test_a_cap_bounds_what_comes_along_on_a_key_too(redis_server: RedisSer
         await r.submit(*(a_job(n, batch_key="k") for n in range(9)))
         claims = await r.queue.claim(POOL, "w", most=9, lanes=("0:m",), caps=[Cap(4, frozenset({"0:m"}))])
         assert claims is not None and len(claims) == 4
+
+
+async def test_what_shares_a_call_counts_once_against_a_cap(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.worker()
+        await r.submit(*(a_job(n, batch_key="k", joint=True) for n in range(5)), a_job(9, model="n"))
+        lanes = ("0:m", "0:n")
+        claims = await r.queue.claim(POOL, "w", most=9, lanes=lanes, caps=[Cap(2, frozenset(lanes))])
+        assert claims is not None
+        assert [number_of(claim.job.id) for claim in claims] == [0, 1, 2, 3, 4, 9]
 
 
 async def test_a_claim_can_be_told_to_leave_what_came_only_just_now(redis_server: RedisServer) -> None:
