@@ -106,6 +106,7 @@ class GatewayMetrics(Group):
         )
         self._streams = self.gauge("streams_open", "Streams that have a reader now.")
         self._events = self.counter("stream_events", "Events sent to readers; each is about one token.")
+        self._refused = self.counter("refusals", "Requests refused, by our own code for why.", "code")
         self._counting: dict[tuple[str, int], Counter] = {}
         self._timing: dict[str, Histogram] = {}
 
@@ -119,6 +120,10 @@ class GatewayMetrics(Group):
             timing = self._timing[route] = self._seconds.labels(route)
         counter.inc()
         timing.observe(seconds)
+
+    def refused(self, code: str) -> None:
+        """Counts a refusal. `code` is one of the error table's."""
+        self._refused.labels(code).inc()
 
     def first_token(self, seconds: float) -> None:
         """Notes how long a stream's reader waited for its first token."""
@@ -276,6 +281,8 @@ class PoolView:
     delayed: int
     workers: int
     running: int
+    dead_letters: int = 0
+    unjournaled: int = 0
 
 
 class SchedulerMetrics(Group):
@@ -291,6 +298,8 @@ class SchedulerMetrics(Group):
         self._workers = self.gauge("workers", "Workers whose lease holds.", "pool")
         # Not `jobs_running`, which each worker has of itself: the sum over all processes would count twice.
         self._running = self.gauge("pool_jobs_running", "Jobs that workers hold now.", "pool")
+        self._dead = self.gauge("dead_letters", "Jobs whose attempts were used up, as far back as they are kept.", "pool")
+        self._unjournaled = self.gauge("journal_backlog", "Ended jobs that the ledger has not got yet.", "pool")
         self._healthy = self.gauge("backend_healthy", "1 where the last probe found the backend well.", "backend")
         self._rounds = self.counter("rounds", "Rounds of a role.", "role", "result")
         self._lanes: dict[str, set[tuple[str, str]]] = {}
@@ -310,6 +319,8 @@ class SchedulerMetrics(Group):
         self._delayed.labels(view.pool).set(view.delayed)
         self._workers.labels(view.pool).set(view.workers)
         self._running.labels(view.pool).set(view.running)
+        self._dead.labels(view.pool).set(view.dead_letters)
+        self._unjournaled.labels(view.pool).set(view.unjournaled)
 
     def show_backend(self, backend: str, *, healthy: bool) -> None:
         """Sets a backend's gauge."""

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from common.contracts import Failure, JsonObject
 from common.errors import HeadraceError
+from common.metrics import GatewayMetrics
 
 Headers = dict[str, str]
 
@@ -164,19 +165,20 @@ def answer(failure: Failure, path: str, *, extra: Headers | None = None) -> Resp
 # --- where FastAPI would answer in its own way ------------------------------------------------------------------------
 
 
-def install(app: FastAPI) -> None:
-    """Has every refusal of this application answered by the table.
+def install(app: FastAPI, metrics: GatewayMetrics) -> None:
+    """Has every refusal of this application answered by the table, and counted.
 
     What nobody expected is not answered here but in `gateway.http`, the outermost layer, so that it has a request id.
     """
-    app.add_exception_handler(HeadraceError, _on_headrace_error)
+
+    async def on_headrace_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HeadraceError)
+        metrics.refused(error.failure.code)
+        return answer(error.failure, request.scope["path"])
+
+    app.add_exception_handler(HeadraceError, on_headrace_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-
-
-async def _on_headrace_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HeadraceError)
-    return answer(error.failure, request.scope["path"])
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

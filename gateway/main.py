@@ -66,7 +66,7 @@ def build(parts: Parts) -> FastAPI:
     for module in (chat, embeddings, jobs, status, admin):
         app.include_router(module.router(parts))
     docs.install(app)
-    errors.install(app)
+    errors.install(app, parts.metrics)
     install_http(app, parts.settings, parts.metrics)
     return app
 

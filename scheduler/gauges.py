@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from common.backlog import Backlog
 from common.clock import Clock
 from common.contracts import Priority
 from common.health import HealthStore
@@ -39,6 +40,7 @@ class Gauges:
         metrics: SchedulerMetrics,
         *,
         models: Mapping[str, Sequence[str]],
+        backlog: Backlog,
         params: GaugesParams | None = None,
     ) -> None:
         self._queue = queue
@@ -46,6 +48,7 @@ class Gauges:
         self._clock = clock
         self._metrics = metrics
         self._models = models
+        self._backlog = backlog
         self._params = params or GaugesParams()
         self._samples: dict[str, dict[str, Sample]] = {}
 
@@ -65,11 +68,13 @@ class Gauges:
         return sum(sum(view.depth.values()) for view in views)
 
     async def _pool(self, pool: str) -> PoolView:
-        lanes, delayed, workers, running, now_ms = await asyncio.gather(
+        lanes, delayed, workers, running, dead_letters, unjournaled, now_ms = await asyncio.gather(
             self._queue.lanes(pool),
             self._queue.delayed_count(pool),
             self._queue.workers(pool),
             self._queue.running(pool),
+            self._backlog.dead_letters(pool),
+            self._backlog.unjournaled(pool),
             self._queue.now_ms(),
         )
         for name, health in (await self._health.read(pool)).items():
@@ -87,6 +92,8 @@ class Gauges:
             delayed=delayed,
             workers=live,
             running=running,
+            dead_letters=dead_letters,
+            unjournaled=unjournaled,
         )
 
     async def _drains(self, pool: str, *, waiting: Collection[str]) -> dict[str, Drain]:

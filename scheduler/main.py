@@ -37,6 +37,7 @@ UNBOUNDED = 2**31
 def make_roles(settings: Settings, store: Store, clock: Clock, metrics: SchedulerMetrics) -> list[Role]:
     """Every role, over these parts."""
     pools = settings.all_pools
+    models = {pool: settings.models_of(pool) for pool in pools}
     queue = Queue(store, retention=Retention.of(settings))
     health = HealthStore(store)
     return [
@@ -44,7 +45,7 @@ def make_roles(settings: Settings, store: Store, clock: Clock, metrics: Schedule
         Reaper(queue, clock, pools, ReaperParams(lease_s=settings.lease_s)),
         Prober(health, clock, settings.backends, ProberParams(period_s=settings.probe_interval_s)),
         Janitor(queue, Survey(store), pools, JanitorParams(dead_life_s=settings.result_retention_s)),
-        Gauges(queue, health, clock, metrics, models={pool: settings.models_of(pool) for pool in pools}),
+        Gauges(queue, health, clock, metrics, models=models, backlog=Backlog(store)),
     ]
 
 

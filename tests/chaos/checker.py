@@ -143,9 +143,12 @@ def _job_problems(history: History, job: str) -> Iterator[str]:
     if job in history.ledger and history.ledger[job] not in ({kept.state} if kept else LATE_END):
         yield f"{job}: the ledger says {history.ledger[job]}, the store {kept and kept.state}"
     if kept is None:
-        # A job that only the ledger had, and whose deadline passed before the store was back, says so.
+        # A job that only the ledger had says so, where its deadline passed before the store was back; or its caller
+        # cancelled it before that.
         ends = {line["end"] for line in history.told[job]}
-        if asked is not None and not (ends == {"redis_lost"} and asked.hurried):
+        late = ends == {"redis_lost"} and asked is not None and asked.hurried
+        cancelled = ends == {"cancelled"} and history.ledger.get(job) == "cancelled"
+        if asked is not None and not late and not cancelled:
             yield f"{job}: was accepted and is lost"
         return
     yield from _end_problems(history, job, kept)

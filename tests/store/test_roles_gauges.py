@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from common.backlog import Backlog
 from common.clock import SystemClock
 from common.contracts import Outcome, Priority, State, Usage
 from common.health import HealthStore, Probe
@@ -23,7 +24,9 @@ class Shown:
     def __init__(self, r: Rig, clock: ManualClock | SystemClock | None = None) -> None:
         self.metrics = SchedulerMetrics()
         self.role = Gauges(
-            r.queue, HealthStore(r.store), clock or ManualClock(), self.metrics, models={POOL: ("m",), "empty": ()}
+            *(r.queue, HealthStore(r.store), clock or ManualClock(), self.metrics),
+            models={POOL: ("m",), "empty": ()},
+            backlog=Backlog(r.store),
         )
 
     def __call__(self, name: str, **labels: str) -> float | None:

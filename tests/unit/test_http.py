@@ -126,7 +126,7 @@ def application(metrics: GatewayMetrics, origins: str = "", timeout_s: float = 5
         return StreamingResponse(pieces())
 
     docs.install(app)
-    errors.install(app)
+    errors.install(app, metrics)
     install(app, Settings(cors_origins=origins), metrics)  # pyright: ignore[reportArgumentType]
     return app
 
