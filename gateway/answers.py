@@ -37,10 +37,10 @@ def job_headers(job_id: str, *, journaled: bool = False) -> dict[str, str]:
     return {"x-headrace-job-id": job_id, DURABILITY: "journal" if journaled else "redis"}
 
 
-def refusal(failure: Failure, job_id: str) -> Response:
+def refusal(failure: Failure, headers: dict[str, str]) -> Response:
     """A job's bad end as an HTTP answer."""
-    status, body, headers = openai_error(failure)
-    return Response(body, status, {**headers, **job_headers(job_id)}, "application/json")
+    status, body, of_failure = openai_error(failure)
+    return Response(body, status, {**of_failure, **headers}, "application/json")
 
 
 async def stream_answer(parts: Parts, job: Job) -> Response:
@@ -63,7 +63,7 @@ async def _begun(parts: Parts, reader: Subscription, job: Job, created_ms: int, 
     failure = early_failure(first)
     if failure is not None:
         reader.close()
-        return refusal(failure, job.id)
+        return refusal(failure, headers)
     shape = ChunkShape(job.id, created_ms // 1000, job.model, job.include_usage)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
     return EventStream(parts.hub, relay.bytes(first), {**headers, **place_headers(reader.place)})
@@ -97,7 +97,7 @@ def _stored_stream(parts: Parts, record: Record, headers: dict[str, str]) -> Res
     """The stored answer in a stream's clothes: its own stream is no longer kept."""
     outcome = record.outcome
     if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
-        return refusal(_why(outcome), record.job.id)
+        return refusal(_why(outcome), headers)
     job = record.job
     shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
     return EventStream(parts.hub, stored_frames(shape, record.fence, outcome, record.result), headers)
@@ -173,7 +173,7 @@ async def _whole(
     outcome: Outcome, result: bytes | None, job: Job, created_ms: int, headers: dict[str, str]
 ) -> Response:
     if outcome.status is not State.SUCCEEDED or result is None:
-        return refusal(_why(outcome), job.id)
+        return refusal(_why(outcome), headers)
     body = await shaped(result, answer_body, job, created_ms // 1000, result)
     return Response(body, 200, headers, "application/json")
 

@@ -20,6 +20,7 @@ from common.errors import NotFound
 from gateway.dialects.chat_schema import CHAT_BODY
 from gateway.dialects.embeddings import EMBEDDINGS_BODY
 from gateway.dialects.native import JOB_BODY, MAX_BATCH_KEY_CHARACTERS, MAX_DEADLINE_MS, PROMPT_BODY
+from gateway.idempotency import HEADER, MAX_CHARACTERS
 
 API_PATH: Final = "/docs/api"
 SWAGGER_PATH: Final = "/docs/swagger"
@@ -64,6 +65,7 @@ _REFUSALS: Final = {
     403: "Not with this key.",
     404: "No such thing, or not yours.",
     413: "The body is too large.",
+    422: "The Idempotency-Key came with another request before.",
     429: "The queue is full; see Retry-After.",
     503: "Not at the moment; see Retry-After.",
 }
@@ -73,7 +75,14 @@ def _header(name: str, text: str, schema: JsonObject) -> JsonObject:
     return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
 
 
+_IDEMPOTENCY: Final = _header(
+    HEADER,
+    "The same key with the same body gets the same job: the stream that runs, or the answer or error that is stored, "
+    "with `x-headrace-replayed: true`.",
+    {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS},
+)
 _OPTIONS: Final = [
+    _IDEMPOTENCY,
     _header("x-headrace-priority", "The class to queue in.", {"enum": ["interactive", "standard", "batch"]}),
     _header(
         "x-headrace-deadline-ms",
@@ -92,7 +101,13 @@ _OPTIONS: Final = [
 
 def _route(tag: str, summary: str, responses: dict[int, JsonObject], **extra: Any) -> Route:
     """What FastAPI takes with a route. Nothing is validated or serialised by FastAPI: it only describes."""
-    return {"tags": [tag], "summary": summary, "responses": responses, "openapi_extra": extra or None}
+    return {
+        "tags": [tag],
+        "summary": summary,
+        "status_code": min(responses),
+        "responses": responses,
+        "openapi_extra": extra or None,
+    }
 
 
 def _refusals(shape: JsonObject, *statuses: int) -> dict[int, JsonObject]:
@@ -117,7 +132,7 @@ _LAST_EVENT: Final = [
     _header("Last-Event-ID", "The last `id` that was seen; what comes after it is sent.", {"type": "string"}),
     {"name": "last_event_id", "in": "query", "required": False, "schema": {"type": "string"}},
 ]
-_WORK: Final = (400, 401, 404, 413, 429, 503)
+_WORK: Final = (400, 401, 404, 413, 422, 429, 503)
 
 CHAT: Final = _route(
     "OpenAI",
@@ -154,6 +169,7 @@ SUBMIT_JOB: Final = _route(
     "Submit a job",
     {202: _answer("Accepted: its id, and where to ask for it."), **_refusals(_OPENAI_ERROR, *_WORK)},
     requestBody=_body("JobBody"),
+    parameters=[_IDEMPOTENCY],
     security=_KEY,
 )
 JOBS: Final = _route(
@@ -276,6 +292,7 @@ def describe(app: FastAPI) -> JsonObject:
     """The OpenAPI document: FastAPI's, with the bodies that our own parsers check."""
     document: JsonObject = app.openapi()
     schemas: JsonObject = document.setdefault("components", {}).setdefault("schemas", {})
+    _without_fastapis_errors(document, schemas)
     schemas.update(_body_schemas(_BODIES.items()))
     schemas["Error"] = _ERROR
     schemas["Problem"] = _PROBLEM_SCHEMA
@@ -284,6 +301,16 @@ def describe(app: FastAPI) -> JsonObject:
         "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     }
     return document
+
+
+def _without_fastapis_errors(document: JsonObject, schemas: JsonObject) -> None:
+    """Takes out the 422 that FastAPI adds to every route with a parameter: ours answer such faults as 400."""
+    for methods in document["paths"].values():
+        for route in methods.values():
+            if "HTTPValidationError" in str(route["responses"].get("422")):
+                del route["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
 
 
 _TEXT_OR_NULL: Final[JsonObject] = {"type": ["string", "null"]}

@@ -14,7 +14,6 @@ SLOWEST: Final = 1e-6
 POOL_RATE: Final = "drain_jobs_per_s"
 JOBS_RATE: Final = "drain_jobs_per_s:"
 TOKENS_RATE: Final = "drain_tokens_per_s:"
-SERVICE: Final = "service_ms:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +23,15 @@ class Sample:
     at_s: float
     jobs: float
     tokens: float
-    busy_ms: float
     waiting: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """How fast jobs are worked off, and their tokens, and how long one takes; None where it isn't known yet."""
+    """How fast jobs are worked off, and their tokens; None where it isn't known yet."""
 
     jobs_per_s: float | None = None
     tokens_per_s: float | None = None
-    service_ms: float | None = None
 
     def wait_s(self, tokens: float) -> float | None:
         """How long so many tokens take; None where that can't be told."""
@@ -44,7 +41,7 @@ class Drain:
 
     def as_rates(self, model: str) -> dict[str, float]:
         """As `Queue.note_rates` stores it."""
-        rates = {JOBS_RATE: self.jobs_per_s, TOKENS_RATE: self.tokens_per_s, SERVICE: self.service_ms}
+        rates = {JOBS_RATE: self.jobs_per_s, TOKENS_RATE: self.tokens_per_s}
         return {name + model: round(rate, 6) for name, rate in rates.items() if rate is not None}
 
 
@@ -56,7 +53,6 @@ def samples(stats: Mapping[str, float], *, at_s: float, waiting: Collection[str]
             at_s,
             stats.get(f"jobs:{model}", 0),
             stats.get(f"tokens:{model}", 0),
-            stats.get(f"busy_ms:{model}", 0),
             model in waiting,
         )
         for model in models
@@ -65,11 +61,8 @@ def samples(stats: Mapping[str, float], *, at_s: float, waiting: Collection[str]
 
 def known(stats: Mapping[str, float]) -> dict[str, Drain]:
     """The drain by model that any scheduler noted last."""
-    models = {name.partition(":")[2] for name in stats if name.startswith((JOBS_RATE, TOKENS_RATE, SERVICE))}
-    return {
-        model: Drain(stats.get(JOBS_RATE + model), stats.get(TOKENS_RATE + model), stats.get(SERVICE + model))
-        for model in models
-    }
+    models = {name.partition(":")[2] for name in stats if name.startswith((JOBS_RATE, TOKENS_RATE))}
+    return {model: Drain(stats.get(JOBS_RATE + model), stats.get(TOKENS_RATE + model)) for model in models}
 
 
 def rates(drains: Mapping[str, Drain]) -> dict[str, float]:
@@ -86,19 +79,16 @@ def updated(drain: Drain, before: Sample, now: Sample) -> Drain:
     asked of it: it may raise the figure, and never lowers it, so that a quiet night doesn't promise a slow morning.
     """
     passed_s = now.at_s - before.at_s
-    jobs, tokens, busy_ms = now.jobs - before.jobs, now.tokens - before.tokens, now.busy_ms - before.busy_ms
+    jobs, tokens = now.jobs - before.jobs, now.tokens - before.tokens
     # Counters only go back where the store lost its data.
-    if passed_s <= 0 or jobs < 0 or tokens < 0 or busy_ms < 0:
+    if passed_s <= 0 or jobs < 0 or tokens < 0:
         return drain
     share = 1 - math.exp(-passed_s / SETTLING_S)
-    service_ms = _toward(drain.service_ms, busy_ms / jobs, share) if jobs else drain.service_ms
     pace = jobs / passed_s
     full = before.waiting and now.waiting
     if not full and (jobs == 0 or pace <= (drain.jobs_per_s or 0)):
-        return Drain(drain.jobs_per_s, drain.tokens_per_s, service_ms)
-    return Drain(
-        _toward(drain.jobs_per_s, pace, share), _toward(drain.tokens_per_s, tokens / passed_s, share), service_ms
-    )
+        return drain
+    return Drain(_toward(drain.jobs_per_s, pace, share), _toward(drain.tokens_per_s, tokens / passed_s, share))
 
 
 def _toward(old: float | None, seen: float, share: float) -> float | None:

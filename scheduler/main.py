@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import structlog
 import uvloop
 
+from common.backlog import Backlog
 from common.clock import Clock, SystemClock
 from common.config import Settings
 from common.health import HealthStore

@@ -42,7 +42,7 @@ for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
     if #head > 0 then
       local class = tonumber(string.sub(name, 1, 1))
       open[#open + 1] = {name = name, class = class, cap = served[name], head = head, at = 1, taken = {}, gone = {},
-        tokens = 0, dropped_tokens = 0, slot_ms = 0}
+        tokens = 0, dropped_tokens = 0, slot_ms = 0, passes = 0}
       classes[class] = true
     end
   end
@@ -223,10 +223,11 @@ local function pick(lane)
   if #members == 0 then return lane.head[lane.at], lane.head[lane.at + 1] end
   local owners = redis.call('HMGET', warm, unpack(asked))
   local passes = tonumber(redis.call('HGET', fair, 'p:' .. lane.name) or 0)
+  lane.passes = passes
   local free
   for k, i in ipairs(members) do
     if owners[k] == worker and (k == 1 or passes < most_passes) then
-      if k > 1 then redis.call('HINCRBY', fair, 'p:' .. lane.name, 1) elseif passes > 0 then
+      if k > 1 then lane.passes = redis.call('HINCRBY', fair, 'p:' .. lane.name, 1) elseif passes > 0 then
         redis.call('HDEL', fair, 'p:' .. lane.name)
       end
       return near[i], near[i + 1]
@@ -276,19 +277,19 @@ for _, lane in ipairs(open) do
       redis.call('ZREM', key, unpack(lane.taken, from, math.min(from + 999, #lane.taken)))
     end
     virtual[lane.class] = math.max(virtual[lane.class] or 0, lane.tag)
-    if redis.call('EXISTS', key) == 0 then
+    lane.emptied = redis.call('EXISTS', key) == 0
+    if lane.emptied then
       redis.call('SREM', lanes, lane.name)
-      redis.call('HDEL', waiting, 't:' .. lane.name)
-      redis.call('HDEL', fair, 'p:' .. lane.name)
-    elseif lane.tokens + lane.dropped_tokens > 0 then
-      redis.call('HINCRBY', waiting, 't:' .. lane.name, -lane.tokens - lane.dropped_tokens)
+      if lane.passes > 0 then redis.call('HDEL', fair, 'p:' .. lane.name) end
     end
   end
 end
 -- Virtual time never goes back: a job that was put back has an old tag.
 for class, tag in pairs(virtual) do
-  if tag > tonumber(redis.call('HGET', fair, 'v:' .. class) or -1) then
-    redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', tag))
+  local known = redis.call('HMGET', fair, 'v:' .. class, 'g:' .. class)
+  if tag > tonumber(known[1] or -1) then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', tag)) end
+  if known[2] and served_at_last[class] and (aging[class] or not contended) then
+    redis.call('HDEL', fair, 'g:' .. class)
   end
 end
 if credits_changed then
@@ -296,16 +297,25 @@ if credits_changed then
     redis.call('HSET', fair, 'c:' .. class, math.max(-most_credit_ms, math.min(most_credit_ms, credit)))
   end
 end
-for class = 1, 2 do
-  if served_at_last[class] and (aging[class] or not contended) then redis.call('HDEL', fair, 'g:' .. class) end
+local idle = redis.call('SCARD', lanes) == 0
+if idle and redis.call('EXISTS', prefix .. 'delayed') == 0 then
+  -- What was counted wrong is forgotten with the rest.
+  redis.call('DEL', waiting)
+else
+  for _, lane in ipairs(open) do
+    if lane.emptied then
+      redis.call('HDEL', waiting, 't:' .. lane.name)
+    elseif lane.tokens + lane.dropped_tokens > 0 then
+      redis.call('HINCRBY', waiting, 't:' .. lane.name, -lane.tokens - lane.dropped_tokens)
+    end
+  end
+  for tenant, jobs in pairs(left_by) do
+    if redis.call('HINCRBY', waiting, 'j:' .. tenant, -jobs) <= 0 then redis.call('HDEL', waiting, 'j:' .. tenant) end
+  end
 end
-for tenant, jobs in pairs(left_by) do
-  if redis.call('HINCRBY', waiting, 'j:' .. tenant, -jobs) <= 0 then redis.call('HDEL', waiting, 'j:' .. tenant) end
-end
--- Nothing waits: the bells still hanging would only wake workers for nothing, and what was counted wrong is forgotten.
-if redis.call('SCARD', lanes) == 0 then
+-- Nothing waits: the bells still hanging would only wake workers for nothing.
+if idle then
   redis.call('DEL', bell)
-  if redis.call('EXISTS', prefix .. 'delayed') == 0 then redis.call('DEL', waiting) end
 elseif dropped >= most_dropped then
   redis.call('LPUSH', bell, 1)
 end

@@ -59,8 +59,11 @@ if share_result then
   frame[last + 5], frame[last + 6] = 'r', result
 end
 
-redis.call('HSET', job, 'state', status, 'outcome', outcome, 'finished_ms', now_ms)
-if result ~= '' then redis.call('HSET', job, 'result', result) end
+if result == '' then
+  redis.call('HSET', job, 'state', status, 'outcome', outcome, 'finished_ms', now_ms)
+else
+  redis.call('HSET', job, 'state', status, 'outcome', outcome, 'finished_ms', now_ms, 'result', result)
+end
 -- Whoever asks again with the same key gets this answer, so the record stays as long as the key.
 local idem = field[13]
 if idem then redis.call('PEXPIRE', prefix .. 'idem:' .. idem, ARGV[19]) end
@@ -77,11 +80,13 @@ end
 -- The estimate was charged to its tenant; what is charged in the end is what was used, and nothing for one that only
 -- waited. One that was never charged (delayed, or of an older version) has no tag or no cost of its own.
 local tokens = worker ~= '' and tonumber(ARGV[17]) or 0
+local times, means = 'f:' .. lane_name .. ':' .. tenant, 'm:' .. lane_name
+local known = redis.call('HMGET', fair, times, means)
+local changed = {}
 if field[8] and field[15] ~= '' and tokens ~= cost then
-  local times = 'f:' .. lane_name .. ':' .. tenant
-  local finish, start = string.match(redis.call('HGET', fair, times) or '', '^(%S+) (%S+)$')
+  local finish, start = string.match(known[1] or '', '^(%S+) (%S+)$')
   if finish then
-    redis.call('HSET', fair, times, string.format('%.3f %s', finish + (tokens - cost) / tonumber(field[9]), start))
+    changed = {times, string.format('%.3f %s', finish + (tokens - cost) / tonumber(field[9]), start)}
   end
 end
 if worker ~= '' then
@@ -89,17 +94,18 @@ if worker ~= '' then
   -- Worked off is what was estimated: what waits is counted so too.
   redis.call('HINCRBY', stats, 'tokens:' .. model, cost)
   redis.call('HINCRBY', stats, 'jobs:' .. model, 1)
-  redis.call('HINCRBY', stats, 'busy_ms:' .. model, busy_ms)
   -- How long the lane's jobs hold a slot, and at which cost: means of the last sixteen or so, for the classes' shares.
-  local mean_ms, mean_cost = string.match(redis.call('HGET', fair, 'm:' .. lane_name) or '', '^(%S+) (%S+)$')
+  local mean_ms, mean_cost = string.match(known[2] or '', '^(%S+) (%S+)$')
   mean_ms, mean_cost = tonumber(mean_ms) or busy_ms, tonumber(mean_cost) or cost
-  redis.call('HSET', fair, 'm:' .. lane_name, string.format('%.3f %.3f',
-    mean_ms + (busy_ms - mean_ms) / 16, mean_cost + (cost - mean_cost) / 16))
+  changed[#changed + 1] = means
+  changed[#changed + 1] = string.format('%.3f %.3f',
+    mean_ms + (busy_ms - mean_ms) / 16, mean_cost + (cost - mean_cost) / 16)
   local likely_ms = tonumber(string.match(field[10] or '', '^%S+'))
   for class, factor in string.gmatch(field[10] or '', '(%d):(%S+)') do
     redis.call('HINCRBYFLOAT', fair, 'c:' .. class, factor * (busy_ms - likely_ms))
   end
 end
+if #changed > 0 then redis.call('HSET', fair, unpack(changed)) end
 if field[12] then redis.call('XADD', ended, '*', 'id', id, 'status', status) end
 if ARGV[15] == '1' then
   redis.call('ZADD', dead, now_ms, id)

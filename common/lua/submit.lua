@@ -53,8 +53,9 @@ end
 
 -- Start-time fair queuing: a tenant's next job starts where its last one ends, never before the class's virtual time;
 -- where something of it waits, also not before its last one, whatever it got back since.
-local of_tenant = tonumber(redis.call('HGET', waiting, 'j:' .. tenant) or 0)
-local times = redis.call('HMGET', fair, 'v:' .. class, 'f:' .. lane_name .. ':' .. tenant)
+local counted = redis.call('HMGET', waiting, 'j:' .. tenant, 't:' .. lane_name, 't:0:' .. model, 't:1:' .. model)
+local of_tenant, lane_tokens = tonumber(counted[1] or 0), tonumber(counted[2] or 0)
+local times = redis.call('HMGET', fair, 'v:' .. class, 'f:' .. lane_name .. ':' .. tenant, 'm:' .. lane_name)
 local ends, last = string.match(times[2] or '0', '^(%S+) ?(%S*)$')
 local virtual = times[1] and tonumber(times[1]) or latest_of_lanes()
 local starts = math.max(virtual, tonumber(ends))
@@ -65,14 +66,16 @@ local depth = redis.call('ZCARD', lane)
 local ahead, ahead_tokens = 0, 0
 if depth > 0 then
   ahead = redis.call('ZCOUNT', lane, '-inf', tag)
-  ahead_tokens = tonumber(redis.call('HGET', waiting, 't:' .. lane_name) or 0) * ahead / depth
+  ahead_tokens = lane_tokens * ahead / depth
 end
 for higher = 0, class - 1 do
-  ahead_tokens = ahead_tokens + math.max(0, tonumber(redis.call('HGET', waiting, 't:' .. higher .. ':' .. model) or 0))
+  ahead_tokens = ahead_tokens + math.max(0, tonumber(counted[3 + higher] or 0))
 end
-local pace = redis.call('HMGET', stats, 'drain_tokens_per_s:' .. model, 'service_ms:' .. model)
-local wait_ms = ahead_tokens == 0 and 0 or nil
-if ahead_tokens > 0 and tonumber(pace[1] or 0) > 0 then wait_ms = ahead_tokens / tonumber(pace[1]) * 1000 end
+local wait_ms = 0
+if ahead_tokens > 0 then
+  local pace = tonumber(redis.call('HGET', stats, 'drain_tokens_per_s:' .. model) or 0)
+  wait_ms = pace > 0 and ahead_tokens / pace * 1000 or nil
+end
 
 if of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms) end
 if depth >= most or (delay_ms > 0 and redis.call('ZCARD', delayed) >= most) then
@@ -80,12 +83,13 @@ if depth >= most or (delay_ms > 0 and redis.call('ZCARD', delayed) >= most) then
 end
 if wait_ms and ahead_tokens > 0 and delay_ms == 0 then
   -- With a margin: an estimate that is only just met by half of those taken has the other half cut in mid-answer.
-  local late_ms = wait_ms * 1.25 + tonumber(pace[2] or 0) * 2 - deadline_in_ms
+  local service_ms = tonumber(string.match(times[3] or '0', '^%S+'))
+  local late_ms = wait_ms * 1.25 + service_ms * 2 - deadline_in_ms
   -- Whoever comes back at the moment it might just fit meets all others who were told the same.
   if late_ms > 0 then return refused(4, id, nil, ahead, wait_ms, math.max(late_ms, wait_ms / 4)) end
 end
 
-if not times[1] then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', virtual)) end
+if not times[1] and virtual > 0 then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', virtual)) end
 -- A delayed one is given its tag, and charged for, when it may begin: waiting for that earns no place in the queue.
 local tag_text = ''
 if delay_ms == 0 then
@@ -109,14 +113,14 @@ if fingerprint ~= '' then
 end
 redis.call('ZADD', deadlines, deadline_ms, id)
 redis.call('HINCRBY', stats, 'submitted', 1)
-redis.call('HINCRBY', waiting, 'j:' .. tenant, 1)
 local answer = {0, id, now_ms, ahead, math.ceil(wait_ms or -1), -1}
 if delay_ms > 0 then
+  redis.call('HSET', waiting, 'j:' .. tenant, of_tenant + 1)
   redis.call('ZADD', delayed, now_ms + delay_ms, id)
   return answer
 end
+redis.call('HSET', waiting, 'j:' .. tenant, of_tenant + 1, 't:' .. lane_name, math.max(0, lane_tokens) + cost)
 redis.call('ZADD', lane, tag_text, member)
-redis.call('HINCRBY', waiting, 't:' .. lane_name, cost)
 if depth == 0 then redis.call('SADD', lanes, lane_name) end
 
 -- The worker that served this batch key last has its prefix in the cache: where it is alive and has a slot, it alone is

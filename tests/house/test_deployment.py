@@ -163,6 +163,13 @@ def test_prometheus_itself_accepts_its_configuration_and_rules() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_alerts_fire_on_what_they_are_for_and_say_what_to_do() -> None:
+    words = ["promtool", "test", "rules", str(ROOT / "tests/house/alerts.yml")]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def metric_names() -> set[str]:
     """The name of every series that one of the three processes shows."""
     names: set[str] = set()

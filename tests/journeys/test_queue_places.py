@@ -19,7 +19,7 @@ IDLE = "idle"
 @pytest.fixture
 def paced(fleet: Fleet) -> Fleet:
     """The fleet, with a pace noted for the model that nobody serves, as if it were worked off."""
-    rates = ("drain_tokens_per_s:unserved", 100, "service_ms:unserved", 50)
+    rates = ("drain_tokens_per_s:unserved", 100)
     fleet.redis.command("HSET", keys.stats(IDLE), *rates)
     yield fleet
     fleet.redis.command("HDEL", keys.stats(IDLE), *rates[::2])

@@ -103,6 +103,19 @@ def test_every_route_of_the_description_wants_a_key_but_the_public_ones(
     assert asked >= 14
 
 
+def test_the_description_says_of_each_route_only_what_it_answers(client: httpx.Client) -> None:
+    described = client.get("/docs/api").json()
+    assert {"HTTPValidationError", "ValidationError"} & described["components"]["schemas"].keys() == set()
+    for path, methods in described["paths"].items():
+        for method, route in methods.items():
+            told = {status: answer["description"] for status, answer in route["responses"].items()}
+            assert "Successful Response" not in told.values(), f"{method} {path}"
+            asks_a_key = any(one["name"] == "Idempotency-Key" for one in route.get("parameters", ()))
+            assert asks_a_key == ("422" in told), f"{method} {path}"
+    assert "Idempotency-Key" in str(described["paths"]["/v1/jobs"]["post"]["parameters"])
+    assert list(described["paths"]["/v1/admin/dead-letters/{job_id}/replay"]["post"]["responses"])[0] == "202"
+
+
 def test_swagger_and_all_that_it_loads_come_from_here(client: httpx.Client, nobody: httpx.Client) -> None:
     with nobody:
         page = nobody.get("/docs/swagger")

@@ -28,10 +28,9 @@ def keyed(number: int, key: str = "k", body: str = "b", **changes: Any) -> Job:
 
 
 def pace(server: RedisServer, tokens_per_s: float, service_ms: float = 0, model: str = "m") -> None:
-    """Notes a measured pace, as the scheduler does."""
-    server.command(
-        "HSET", keys.stats(POOL), f"drain_tokens_per_s:{model}", tokens_per_s, f"service_ms:{model}", service_ms
-    )
+    """Notes a measured pace, as the scheduler does, and how long jobs take, as their ends do."""
+    server.command("HSET", keys.stats(POOL), f"drain_tokens_per_s:{model}", tokens_per_s)
+    server.command("HSET", keys.fair(POOL), f"m:0:{model}", f"{service_ms} 1")
 
 
 # --- idempotency keys -------------------------------------------------------------------------------------------------

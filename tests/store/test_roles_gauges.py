@@ -6,7 +6,7 @@ import math
 
 from common.backlog import Backlog
 from common.clock import SystemClock
-from common.contracts import Outcome, Priority, State, Usage
+from common.contracts import Failure, Outcome, Priority, State, Usage
 from common.health import HealthStore, Probe
 from common.metrics import SchedulerMetrics
 from common.queue import Settlement
@@ -55,6 +55,18 @@ async def test_depths_ages_workers_and_running_jobs_are_those_of_the_queue(redis
         assert ages["batch"] is not None and 7 <= ages["batch"] < 8
         assert (shown("workers", pool=POOL), shown("pool_jobs_running", pool=POOL)) == (2, 1)
         assert shown("queue_delayed", pool=POOL) == 1
+
+
+async def test_dead_letters_and_ends_that_the_ledger_has_not_got_are_shown(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        shown = Shown(r)
+        dead = Settlement(Outcome(State.FAILED, failure=Failure("upstream_error", "x")), dead=True)
+        assert (await r.settle(await r.running(a_job(1)), end=dead)).done
+        for number in (2, 3):
+            assert (await r.settle(await r.running(a_job(number, journal=True)), end=ENDED)).done
+        await shown.role.round()
+        assert (shown("dead_letters", pool=POOL), shown("journal_backlog", pool=POOL)) == (1, 2)
+        assert (shown("dead_letters", pool="empty"), shown("journal_backlog", pool="empty")) == (0, 0)
 
 
 def _labels() -> tuple[str, ...]:

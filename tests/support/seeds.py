@@ -104,8 +104,7 @@ def _held(server: RedisServer, name: str, seen: View) -> None:
 
 def _stats(server: RedisServer, name: str, seen: View) -> None:
     flat = server.command("HGETALL", name)
-    counts = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
-    seen.stats = {name: count for name, count in counts.items() if not name.startswith("busy_ms:")}
+    seen.stats = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _waiting(server: RedisServer, name: str, seen: View) -> None:

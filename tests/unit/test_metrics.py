@@ -26,6 +26,7 @@ def test_each_process_has_metrics_of_its_own() -> None:
 def _used() -> list[Group]:
     gateway, worker, scheduler = GatewayMetrics(), WorkerMetrics(), SchedulerMetrics()
     gateway.request("/v1/jobs/{job_id}", 200, 0.1)
+    gateway.refused("queue_full")
     worker.job_ended(JOB, Outcome(State.SUCCEEDED, usage=Usage(1, 2), timings_ms={"queued": 1, "total": 2}))
     worker.upstream_error("b", "upstream_timeout")
     worker.retry("next")

@@ -10,11 +10,11 @@ from scheduler.drain import SETTLING_S, Drain, Sample, known, rates, samples, up
 
 
 def _at(seconds: float, jobs: float, tokens: float = 0, *, waiting: bool = True) -> Sample:
-    return Sample(seconds, jobs, tokens, 0, waiting)
+    return Sample(seconds, jobs, tokens, waiting)
 
 
 def test_the_first_pace_seen_is_taken_as_it_is() -> None:
-    assert updated(Drain(), _at(0, 0), Sample(2, 10, 500, 4_000, True)) == Drain(5, 250, 400)
+    assert updated(Drain(), _at(0, 0), _at(2, 10, 500)) == Drain(5, 250)
 
 
 def test_under_load_the_pace_moves_toward_what_is_seen_both_ways() -> None:
@@ -70,29 +70,22 @@ def test_the_wait_is_the_tokens_ahead_over_the_pace(drain: Drain, tokens: int, w
     assert drain.wait_s(tokens) == wait_s
 
 
-def test_how_long_a_job_takes_is_known_from_an_idle_pool_too() -> None:
-    seen = updated(Drain(10, 100, 50), Sample(0, 0, 0, 0, False), Sample(SETTLING_S, 1, 1, 1_050, False))
-    assert (seen.jobs_per_s, seen.tokens_per_s) == (10, 100)
-    assert seen.service_ms == pytest.approx(50 + 1_000 * (1 - math.exp(-1)))
-
-
 def test_counters_are_read_by_model_even_where_a_models_name_has_colons() -> None:
     stats = {
         "submitted": 9.0,
         "cancelled": 3.0,
         "jobs:llama3:8b": 5.0,
         "tokens:llama3:8b": 900.0,
-        "busy_ms:llama3:8b": 7.0,
     }
     assert samples(stats, at_s=1, waiting={"m"}) == {
-        "llama3:8b": Sample(1, 5, 900, 7, False),
-        "m": Sample(1, 0, 0, 0, True),
+        "llama3:8b": Sample(1, 5, 900, False),
+        "m": Sample(1, 0, 0, True),
     }
 
 
 def test_what_is_noted_is_what_is_read_back_and_the_unknown_is_not_noted() -> None:
     assert rates({"m": Drain()}) == {}
-    drains = {"m": Drain(2.5, None, 7), "llama3:8b": Drain(0.333333, 7, None)}
+    drains = {"m": Drain(2.5, None), "llama3:8b": Drain(0.333333, 7)}
     noted = rates(drains)
     assert known(noted) == drains
     assert noted["drain_jobs_per_s"] == 2.833333
