@@ -71,7 +71,7 @@ PoolName = Annotated[str, AfterValidator(_pool_name)]
 class Row(BaseModel):
     """A row of the YAML file: closed and frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Backend(Row):
@@ -153,7 +153,9 @@ def _shared(pools: Sequence[Sequence[str]]) -> list[str]:
 class Settings(BaseSettings):
     """Everything that can be set. Names are those of the environment without `HEADRACE_`, in lower case in YAML."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_", extra="forbid", frozen=True, env_ignore_empty=True, allow_inf_nan=False
+    )
 
     backends: tuple[Backend, ...] = ()
     models: dict[str, Model] = Field(default_factory=dict[str, Model])
@@ -222,9 +224,7 @@ class Settings(BaseSettings):
             self._check_model(name, model)
         self._check_tenants()
         if "interactive" in self.preemptible:
-            raise ValueError(
-                "HEADRACE_PREEMPTIBLE: interactive work is what others give way to"
-            )
+            raise ValueError("HEADRACE_PREEMPTIBLE: interactive work is what others give way to")
         if self.database_url is not None and not self.database_url.get_secret_value().startswith(DATABASE_KINDS):
             raise ValueError("HEADRACE_DATABASE_URL: postgresql+asyncpg://… or sqlite+aiosqlite:///… is expected")
         if self.auth == "off" and self.http_host not in ("127.0.0.1", "::1", "localhost"):
@@ -237,6 +237,8 @@ class Settings(BaseSettings):
             if not TENANT_NAME.fullmatch(name):
                 raise ValueError(f"tenants: {name!r} is no usable name (letters, digits, '._-', at most 64)")
             for key in tenant.api_keys:
+                if not key.get_secret_value().strip():
+                    raise ValueError(f"tenants.{name}: one of its keys is empty")
                 if key.get_secret_value() in seen:
                     raise ValueError(f"tenants.{name}: one of its keys stands elsewhere too")
                 seen.add(key.get_secret_value())

@@ -194,7 +194,9 @@ class WorkerMetrics(Group):
             "retries", "Calls made again: at the next backend, with another key, or later.", "result"
         )
         self._hedged = self.counter("hedges", "Second calls made because the first was slow, and which won.", "result")
-        self._preempted = self.counter("preemptions", "Running jobs that gave way to an interactive one.", "pool", "class")
+        self._preempted = self.counter(
+            "preemptions", "Running jobs that gave way to an interactive one.", "pool", "class"
+        )
         self._breaker = self.gauge("backend_breaker", "0 closed, 1 half-open, 2 open.", "backend")
         self._series: dict[tuple[str, Priority, str], _JobSeries] = {}
         self._calls: dict[str, tuple[Histogram, Histogram]] = {}
@@ -298,7 +300,9 @@ class SchedulerMetrics(Group):
         self._workers = self.gauge("workers", "Workers whose lease holds.", "pool")
         # Not `jobs_running`, which each worker has of itself: the sum over all processes would count twice.
         self._running = self.gauge("pool_jobs_running", "Jobs that workers hold now.", "pool")
-        self._dead = self.gauge("dead_letters", "Jobs whose attempts were used up, as far back as they are kept.", "pool")
+        self._dead = self.gauge(
+            "dead_letters", "Jobs whose attempts were used up, as far back as they are kept.", "pool"
+        )
         self._unjournaled = self.gauge("journal_backlog", "Ended jobs that the ledger has not got yet.", "pool")
         self._healthy = self.gauge("backend_healthy", "1 where the last probe found the backend well.", "backend")
         self._rounds = self.counter("rounds", "Rounds of a role.", "role", "result")

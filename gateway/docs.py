@@ -132,6 +132,10 @@ _LAST_EVENT: Final = [
     _header("Last-Event-ID", "The last `id` that was seen; what comes after it is sent.", {"type": "string"}),
     {"name": "last_event_id", "in": "query", "required": False, "schema": {"type": "string"}},
 ]
+_PAGE: Final[list[JsonObject]] = [
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}},
+    {"name": "after", "in": "query", "description": "The page before's last one.", "schema": {"type": "string"}},
+]
 _WORK: Final = (400, 401, 404, 413, 422, 429, 503)
 
 CHAT: Final = _route(
@@ -176,10 +180,7 @@ JOBS: Final = _route(
     "Jobs",
     "List your jobs, the newest first",
     {200: _answer("Jobs."), **_refusals(_OPENAI_ERROR, 400, 401)},
-    parameters=[
-        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}},
-        {"name": "after", "in": "query", "description": "The page before's last job.", "schema": {"type": "string"}},
-    ],
+    parameters=_PAGE,
     security=_KEY,
 )
 JOB: Final = _route("Jobs", "A job", {200: _answer("The job."), **_refusals(_OPENAI_ERROR, 401, 404)}, security=_KEY)
@@ -227,8 +228,7 @@ DEAD_LETTERS: Final = _route(
     "Your jobs whose attempts were used up, the newest first",
     {200: _answer("Dead letters."), **_refusals(_OPENAI_ERROR, 400, 401)},
     parameters=[
-        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}},
-        {"name": "after", "in": "query", "description": "The page before's last one.", "schema": {"type": "string"}},
+        *_PAGE,
         {"name": "pool", "in": "query", "description": "Only those of this pool.", "schema": {"type": "string"}},
     ],
     security=_KEY,

@@ -27,7 +27,8 @@ from common.stream import EVENTS, OUTCOME, STARTED, Entry, InboxReader, StreamSt
 log = structlog.get_logger(__name__)
 
 TICK_S: Final = 1.0
-IDLE_S: Final = 2.0
+# With a tick's time: a stream that was lost is told of within two seconds.
+IDLE_S: Final = 1.0
 PATIENCE_S: Final = 1.0
 FIRST_PAGE: Final = 8
 LARGEST_PAGE: Final = 500

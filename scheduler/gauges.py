@@ -27,6 +27,15 @@ class GaugesParams:
     period_s: float = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the figures are read from."""
+
+    queue: Queue
+    health: HealthStore
+    backlog: Backlog
+
+
 class Gauges:
     """Takes the figures of every pool. Stopped: metrics stand still, and estimated waits go on with the last pace."""
 
@@ -34,21 +43,19 @@ class Gauges:
 
     def __init__(
         self,
-        queue: Queue,
-        health: HealthStore,
+        sources: Sources,
         clock: Clock,
         metrics: SchedulerMetrics,
         *,
         models: Mapping[str, Sequence[str]],
-        backlog: Backlog,
         params: GaugesParams | None = None,
     ) -> None:
-        self._queue = queue
-        self._health = health
+        self._queue = sources.queue
+        self._health = sources.health
+        self._backlog = sources.backlog
         self._clock = clock
         self._metrics = metrics
         self._models = models
-        self._backlog = backlog
         self._params = params or GaugesParams()
         self._samples: dict[str, dict[str, Sample]] = {}
 

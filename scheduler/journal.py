@@ -200,12 +200,12 @@ class Journal:
     async def _submit(self, entry: Entry, now_ms: int) -> bool:
         """Whether the queue has the job again, under its own id and with what is left of its time."""
         job = _again(entry, now_ms)
-        admitted = await self._queue.submit(job)
+        admitted = await self._queue.submit(job, accepted=True)
         if admitted.code is Submitted.OTHER_BODY or (
             admitted.code is Submitted.DUPLICATE and admitted.job_id != job.id
         ):
             # Its key was lost with the store and given to another job since; this one was promised all the same.
-            admitted = await self._queue.submit(replace(job, idempotency="", fingerprint=""))
+            admitted = await self._queue.submit(replace(job, idempotency="", fingerprint=""), accepted=True)
         return admitted.code in (Submitted.ACCEPTED, Submitted.DUPLICATE)
 
     # --- jobs that run again although they have ended -----------------------------------------------------------------

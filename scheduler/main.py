@@ -21,7 +21,7 @@ from common.outbox import Outbox
 from common.queue import Queue, Retention
 from common.store import Store
 from common.survey import Survey
-from scheduler.gauges import Gauges
+from scheduler.gauges import Gauges, Sources
 from scheduler.janitor import Janitor, JanitorParams
 from scheduler.journal import Journal, JournalParams
 from scheduler.prober import Prober, ProberParams
@@ -32,7 +32,6 @@ from scheduler.role import Outage, Role, Rounds, stop_all
 log = structlog.get_logger(__name__)
 
 METRICS_PORT = 9092
-UNBOUNDED = 2**31
 
 
 def make_roles(settings: Settings, store: Store, clock: Clock, metrics: SchedulerMetrics) -> list[Role]:
@@ -46,15 +45,13 @@ def make_roles(settings: Settings, store: Store, clock: Clock, metrics: Schedule
         Reaper(queue, clock, pools, ReaperParams(lease_s=settings.lease_s)),
         Prober(health, clock, settings.backends, ProberParams(period_s=settings.probe_interval_s)),
         Janitor(queue, Survey(store), pools, JanitorParams(dead_life_s=settings.result_retention_s)),
-        Gauges(queue, health, clock, metrics, models=models, backlog=Backlog(store)),
+        Gauges(Sources(queue, health, Backlog(store)), clock, metrics, models=models),
     ]
 
 
 def make_journal(settings: Settings, store: Store, clock: Clock, database: Database) -> Journal:
     """The role that keeps the ledger."""
-    retention = Retention(settings.result_retention_s, settings.stream_retention_s, settings.idempotency_retention_s)
-    # What was accepted is not refused now, however much waits.
-    queue = Queue(store, retention=retention, most_in_lane=UNBOUNDED, most_waiting=UNBOUNDED)
+    queue = Queue(store, retention=Retention.of(settings))
     params = JournalParams(result_life_s=settings.result_retention_s, key_life_s=settings.idempotency_retention_s)
     return Journal(JournalLedger(database), Outbox(store), queue, clock, settings.all_pools, params)
 

@@ -10,6 +10,7 @@
 --      12 on_disconnect  13 on_interrupt  14 gateway whose inbox gets the frames, or ''  15 most jobs in the lane
 --      16 how long the record outlives the deadline, ms  17 the tenant's weight  18 most jobs of the tenant that wait
 --      19 fingerprint of the body that came with the idempotency key, or ''  20 '1': the ledger has it too
+--      21 '1': it was accepted before, and the store lost it: no limit refuses it
 -- Returns {code, job id, created ms, jobs ahead, wait ms or -1, ms until it may be taken or -1};
 --      code: 0 accepted, 1 duplicate, 2 lane full, 3 tenant has too much waiting, 4 would end too late, 5 key taken by
 --      another body
@@ -77,11 +78,12 @@ if ahead_tokens > 0 then
   wait_ms = pace > 0 and ahead_tokens / pace * 1000 or nil
 end
 
-if of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms) end
-if depth >= most or (delay_ms > 0 and redis.call('ZCARD', delayed) >= most) then
+local accepted = ARGV[21] == '1'
+if not accepted and of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms) end
+if not accepted and (depth >= most or (delay_ms > 0 and redis.call('ZCARD', delayed) >= most)) then
   return refused(2, id, nil, depth, wait_ms)
 end
-if wait_ms and ahead_tokens > 0 and delay_ms == 0 then
+if not accepted and wait_ms and ahead_tokens > 0 and delay_ms == 0 then
   -- With a margin: an estimate that is only just met by half of those taken has the other half cut in mid-answer.
   local service_ms = tonumber(string.match(times[3] or '0', '^%S+'))
   local late_ms = wait_ms * 1.25 + service_ms * 2 - deadline_in_ms

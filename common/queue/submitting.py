@@ -24,10 +24,13 @@ REFUSED: Final = frozenset({Submitted.FULL, Submitted.TENANT_FULL, Submitted.TOO
 class Submitting(Ending):
     """What a gateway does with jobs."""
 
-    async def submit(self, job: Job, *, gateway: str = "", most_waiting: int | None = None) -> Admitted:
+    async def submit(
+        self, job: Job, *, gateway: str = "", most_waiting: int | None = None, accepted: bool = False
+    ) -> Admitted:
         """Whether the job was taken, and what it has before it. Safe to send again: a DUPLICATE writes nothing.
 
         `gateway`: whose inbox gets the job's frames from the start. `most_waiting`: the tenant's own limit.
+        `accepted`: it was taken before, and the store lost it: no limit refuses it.
         """
         pool = job.pool
         retention_ms = max(self._retention.result_s, self._retention.idempotency_s) * 1000 + RECORD_MARGIN_MS
@@ -61,6 +64,7 @@ class Submitting(Ending):
                 self._most_waiting if most_waiting is None else most_waiting,
                 job.fingerprint if job.idempotency else "",
                 int(job.journal),
+                int(accepted),
             ),
         )
         admitted = _admitted(await submitted)

@@ -123,7 +123,8 @@ def _worker(row: WorkerRow, backends: list[JsonObject], *, with_jobs: bool) -> J
         "version": row.info.get("version"),
         "started_at": row.info.get("started_at"),
         "lease_expires_ms": row.lease_expires_ms,
-        "running": row.info.get("running", 0),
+        # What is held in this pool now: what the worker tells of itself is of all its pools, and a beat old.
+        "running": len(row.jobs),
         "concurrency": row.info.get("concurrency", 0),
         # Whose they are is nobody's business but the operators'.
         **({"jobs": list(row.jobs)} if with_jobs else {}),

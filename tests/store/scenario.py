@@ -8,6 +8,7 @@ from common.backends import BackendSlots, KeyStates
 from common.breaker import BreakerStore
 from common.contracts import Failure, OnDisconnect, OnInterrupt, Outcome, Priority, State
 from common.health import HealthStore, Probe
+from common.outbox import Outbox
 from common.queue import Settlement
 from common.stream import InboxReader, Tokens
 from tests.support.seeds import Rig, a_job, job_id, success
@@ -27,6 +28,24 @@ async def everything(r: Rig, pool: str) -> None:
     await health.note(pool, "b", Probe(succeeded=True, latency_ms=1), life_ms=1_000)
     await health.read(pool)
     await _backends(r, f"of-{pool}")
+    await _journal(r, pool)
+
+
+async def _journal(r: Rig, pool: str) -> None:
+    outbox = Outbox(r.store)
+    await outbox.sign(pool, "ledger", life_s=1)
+    worker = "keeper"
+    await r.queue.beat(pool, worker, lease_s=10_000, info={}, register=True)
+    await r.queue.submit(a_job(40, pool=pool, journal=True, model="kept"))
+    claims = await r.queue.claim(pool, worker, most=1, lanes=("0:kept",))
+    assert claims is not None and len(claims) == 1
+    await r.queue.settle(pool, claims[0].job.id, worker, claims[0].fence, success())
+    ended = await outbox.read(pool, "reader", most=10)
+    await outbox.ends(pool, ended, most_bytes=1)
+    await outbox.strike(pool, [one.entry for one in ended])
+    await r.queue.defer(pool, job_id(40, pool))
+    await r.queue.withdraw(job_id(41, pool))
+    await r.queue.leave(pool, worker)
 
 
 async def _backends(r: Rig, backend: str) -> None:

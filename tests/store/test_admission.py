@@ -267,6 +267,14 @@ async def test_a_job_that_would_end_after_its_deadline_is_refused_and_told_by_ho
         assert r.view() == before
 
 
+async def test_what_was_accepted_before_is_refused_by_no_limit(redis_server: RedisServer) -> None:
+    async with rig(redis_server, most_in_lane=1, most_waiting=1) as r:
+        pace(redis_server, 1)
+        await r.submit(a_job(1, cost_tokens=1_000))
+        assert (await r.queue.submit(a_job(2, deadline_in_ms=10))).code is Submitted.TENANT_FULL
+        assert (await r.queue.submit(a_job(2, deadline_in_ms=10), accepted=True)).code is Submitted.ACCEPTED
+
+
 async def test_an_unknown_pace_refuses_nobody_and_promises_nothing(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.submit(a_job(1, cost_tokens=10**9))

@@ -108,7 +108,8 @@ async def test_when_all_has_ended_only_bounded_keys_are_left_without_a_ttl(redis
         assert without_ttl(redis_server) <= {"dead", "stats", "fair", "bell", "ended"}
         assert redis_server.command("LLEN", keys.bell(POOL)) <= 257
         times = {raw.decode() for raw in redis_server.command("HKEYS", keys.fair(POOL))}
-        assert times <= {f"{kind}:{c}" for kind in "vcg" for c in "012"} | {f"m:{c}:m" for c in "012"}
+        means = {f"m:{c}:{model}" for c in "012" for model in ("m", "kept")}
+        assert times <= {f"{kind}:{c}" for kind in "vcg" for c in "012"} | means
 
 
 async def test_a_record_lives_until_its_deadline_and_as_long_again_as_results_do(redis_server: RedisServer) -> None:

@@ -10,7 +10,7 @@ from common.contracts import Failure, Outcome, Priority, State, Usage
 from common.health import HealthStore, Probe
 from common.metrics import SchedulerMetrics
 from common.queue import Settlement
-from scheduler.gauges import Gauges
+from scheduler.gauges import Gauges, Sources
 from tests.support.clock import ManualClock
 from tests.support.redis_server import RedisServer
 from tests.support.seeds import POOL, Rig, a_job, rig
@@ -24,9 +24,10 @@ class Shown:
     def __init__(self, r: Rig, clock: ManualClock | SystemClock | None = None) -> None:
         self.metrics = SchedulerMetrics()
         self.role = Gauges(
-            *(r.queue, HealthStore(r.store), clock or ManualClock(), self.metrics),
+            Sources(r.queue, HealthStore(r.store), Backlog(r.store)),
+            clock or ManualClock(),
+            self.metrics,
             models={POOL: ("m",), "empty": ()},
-            backlog=Backlog(r.store),
         )
 
     def __call__(self, name: str, **labels: str) -> float | None:
