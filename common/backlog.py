@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
+
 from common import keys
 from common.store import Store
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Counts of a pool. `unjournaled`: journaled jobs that ended, which a scheduler has still to write down."""
+
+    dead_letters: int
+    unjournaled: int
+
+
 class Backlog:
-    """Counts of a pool. Every method may raise StoreUnavailable."""
+    """Whoever counts what stands aside."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def dead_letters(self, pool: str) -> int:
-        """The number of dead letters on the pool's list."""
-        return int(await self._store.command("ZCARD", keys.dead(pool)))
-
-    async def unjournaled(self, pool: str) -> int:
-        """The number of journaled jobs that ended and wait for a scheduler to write that into the ledger."""
-        return int(await self._store.command("XLEN", keys.ended(pool)))
+    async def of(self, pool: str) -> Aside:
+        """The pool's counts. Raises StoreUnavailable."""
+        dead, ended = await asyncio.gather(
+            self._store.command("ZCARD", keys.dead(pool)), self._store.command("XLEN", keys.ended(pool))
+        )
+        return Aside(int(dead), int(ended))

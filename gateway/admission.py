@@ -11,7 +11,6 @@ from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priorit
 from common.errors import (
     BadRequest,
     HeadraceError,
-    KeyReused,
     ModelNotFound,
     QueueFull,
     StoreFull,
@@ -23,7 +22,7 @@ from common.errors import (
 from common.queue import Admitted, Queue, Submitted
 from gateway.auth import Principal
 from gateway.dialects.native import Asked, JobOptions
-from gateway.idempotency import HEADER, fingerprint, key_digest
+from gateway.idempotency import fingerprint, key_digest, reused
 from gateway.pressure import Pressure, store_full
 from gateway.withdrawal import Withdrawals
 
@@ -151,7 +150,7 @@ class Admission:
             # The queue's own note of the key is in the job's pool; another model's pool would not know of it.
             life_ms = job.deadline_in_ms + self._settings.idempotency_retention_s * 1000
             if not await self._queue.same_body(job.tenant, job.idempotency, job.fingerprint, life_ms=life_ms):
-                raise KeyReused(param=HEADER)
+                raise reused()
         return await self._queue.submit(job, gateway=gateway, most_waiting=self._most_waiting.get(job.tenant))
 
     async def _submit(self, job: Job, gateway: str) -> Admitted:
@@ -170,7 +169,7 @@ def refusal_of(admitted: Admitted, job: Job) -> HeadraceError:
     """Why a submission was not taken, and when it might be, by the pace at which the queue is worked off."""
     match admitted.code:
         case Submitted.OTHER_BODY:
-            return KeyReused(f"{HEADER}: it came with another request before.", param=HEADER)
+            return reused()
         case Submitted.TENANT_FULL:
             text = f"{admitted.ahead} of your jobs wait already; try again when some have run."
             return TenantQueueFull(text, retry_after_s=_until_some_have_run(admitted))

@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 
 from common.contracts import JsonObject
-from common.errors import BadRequest
+from common.errors import BadRequest, KeyReused
 
 HEADER: Final = "Idempotency-Key"
 MAX_CHARACTERS: Final = 255
@@ -35,6 +35,11 @@ def parse_key(headers: Iterable[tuple[bytes, bytes]]) -> str:
     if not _KEY.fullmatch(key):
         raise BadRequest(f"{HEADER}: must be 1 to {MAX_CHARACTERS} printable ASCII characters.", param=HEADER)
     return key
+
+
+def reused() -> KeyReused:
+    """The refusal of a key that came with another request before."""
+    return KeyReused(f"{HEADER}: it came with another request before.", param=HEADER)
 
 
 def key_digest(key: str) -> str:

@@ -15,13 +15,14 @@ import structlog
 
 from common.clock import Clock
 from common.contracts import Failure, Job, Outcome, State
-from common.errors import HeadraceError, KeyReused, LedgerUnavailable, StoreUnavailable
+from common.errors import HeadraceError, LedgerUnavailable, StoreUnavailable
 from common.ledger.journal import JournalLedger
 from common.ledger.rows import Accepted, End, Entry
 from common.outbox import Outbox
 from common.queue import Admitted, Queue, Record, Submitted
 from common.store import Store
 from gateway.admission import Admission
+from gateway.idempotency import reused
 from gateway.listing import Listing
 from gateway.pressure import Pressure
 
@@ -216,7 +217,7 @@ class Journal:
         if entry is None:
             return None
         if entry.accepted.fingerprint != job.fingerprint:
-            raise KeyReused()
+            raise reused()
         return Acceptance(job, await self._counting(entry))
 
     async def _counting(self, entry: Entry) -> Admitted:

@@ -75,13 +75,12 @@ class Gauges:
         return sum(sum(view.depth.values()) for view in views)
 
     async def _pool(self, pool: str) -> PoolView:
-        lanes, delayed, workers, running, dead_letters, unjournaled, now_ms = await asyncio.gather(
+        lanes, delayed, workers, running, aside, now_ms = await asyncio.gather(
             self._queue.lanes(pool),
             self._queue.delayed_count(pool),
             self._queue.workers(pool),
             self._queue.running(pool),
-            self._backlog.dead_letters(pool),
-            self._backlog.unjournaled(pool),
+            self._backlog.of(pool),
             self._queue.now_ms(),
         )
         for name, health in (await self._health.read(pool)).items():
@@ -99,8 +98,8 @@ class Gauges:
             delayed=delayed,
             workers=live,
             running=running,
-            dead_letters=dead_letters,
-            unjournaled=unjournaled,
+            dead_letters=aside.dead_letters,
+            unjournaled=aside.unjournaled,
         )
 
     async def _drains(self, pool: str, *, waiting: Collection[str]) -> dict[str, Drain]:

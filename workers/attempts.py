@@ -211,8 +211,9 @@ class Attempts:
     def _hedge(self, rest: list[Target]) -> Target | None:
         """The target for a second call, paid for; None where there is none with a free slot, or no budget."""
         for target in rest:
-            standing, line = self._fleet.standing(target.backend), self._fleet.slots.lines[target.backend]
-            if standing.usable and line.free > 0 and self._hedges.withdraw():
+            # A small backend that nobody calls has granted nothing yet: what could be had counts.
+            room = self._fleet.slots.obtainable(target.backend)
+            if room > 0 and self._fleet.standing(target.backend).usable and self._hedges.withdraw():
                 rest.remove(target)
                 return target
         return None

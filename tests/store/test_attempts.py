@@ -453,6 +453,7 @@ async def test_a_worker_hears_when_there_is_room_again(redis_server: RedisServer
 
 # --- hedging ---------------------------------------------------------------------------------------------------------
 
+SMALL = [{"name": name, "kind": "echo", "concurrency": 2} for name in "ab"]
 HEDGED: dict[str, Any] = {"models": {"chain": {"targets": CHAIN, "hedge_after_ms": 20}}}
 
 
@@ -463,6 +464,13 @@ async def test_a_slow_call_is_hedged_and_the_loser_is_hung_up_on(redis_server: R
         assert (rig.provider.called, rig.provider.gone) == (["a", "b"], ["a"])
         assert rig.value("hedges_total", result="won") == 1
         assert rig.fleet.slots.lines["a"].in_use == 0
+
+
+async def test_a_small_backend_that_nobody_has_called_yet_is_hedged_to(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", backends=SMALL, **HEDGED) as (rig,):
+        rig.provider.gates["a"] = asyncio.Event()
+        assert rig.fleet.slots.lines["b"].granted == 0
+        assert await rig.answer() == "from b"
 
 
 async def test_hedges_are_a_twentieth_of_the_calls_at_most(redis_server: RedisServer) -> None:

@@ -94,9 +94,7 @@ def test_bytes_that_are_no_job_are_refused_and_never_run(raw: bytes) -> None:
         Job.decode(raw)
 
 
-@pytest.mark.parametrize(
-    "field, value", [("priority", 3), ("on_disconnect", "explode"), ("on_interrupt", None)]
-)
+@pytest.mark.parametrize("field, value", [("priority", 3), ("on_disconnect", "explode"), ("on_interrupt", None)])
 def test_a_job_with_a_foreign_value_is_refused(field: str, value: Any) -> None:
     good = Job("i", "p", "t", "e", "m", {}).encode()
     raw = re.sub(

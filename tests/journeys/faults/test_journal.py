@@ -228,7 +228,7 @@ async def test_the_same_key_is_the_same_job_also_after_the_loss(office: Office) 
         again = await caller.http.post(caller.next_url() + JOBS, json=body, headers=headers)
         other = await caller.http.post(caller.next_url() + JOBS, json=_job(numbered(3)), headers=headers)
     assert (again.status_code, again.json()["id"], again.json()["status"]) == (202, first.json()["id"], "succeeded")
-    assert other.status_code == 422
+    assert (other.status_code, other.json()["error"]["param"]) == (422, "Idempotency-Key")
 
 
 # --- the store goes back in time --------------------------------------------------------------------------------------
