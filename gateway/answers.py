@@ -37,10 +37,11 @@ def job_headers(job_id: str, *, journaled: bool = False) -> dict[str, str]:
     return {"x-headrace-job-id": job_id, DURABILITY: "journal" if journaled else "redis"}
 
 
-def refusal(failure: Failure, headers: dict[str, str]) -> Response:
-    """A job's bad end as an HTTP answer."""
+def refusal(failure: Failure, job: Job, headers: dict[str, str]) -> Response:
+    """A job's bad end as an HTTP answer. Asked again with its idempotency key it is the same, so SDKs shall not."""
     status, body, of_failure = openai_error(failure)
-    return Response(body, status, {**of_failure, **headers}, "application/json")
+    again = {"x-should-retry": "false"} if job.idempotency else {}
+    return Response(body, status, {**of_failure, **headers, **again}, "application/json")
 
 
 async def stream_answer(parts: Parts, job: Job) -> Response:
@@ -63,7 +64,7 @@ async def _begun(parts: Parts, reader: Subscription, job: Job, created_ms: int, 
     failure = early_failure(first)
     if failure is not None:
         reader.close()
-        return refusal(failure, headers)
+        return refusal(failure, job, headers)
     shape = ChunkShape(job.id, created_ms // 1000, job.model, job.include_usage)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
     return EventStream(parts.hub, relay.bytes(first), {**headers, **place_headers(reader.place)})
@@ -95,10 +96,9 @@ async def _attached_stream(parts: Parts, job_id: str) -> Response:
 
 def _stored_stream(parts: Parts, record: Record, headers: dict[str, str]) -> Response:
     """The stored answer in a stream's clothes: its own stream is no longer kept."""
-    outcome = record.outcome
+    outcome, job = record.outcome, record.job
     if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
-        return refusal(_why(outcome), headers)
-    job = record.job
+        return refusal(_why(outcome), job, headers)
     shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
     return EventStream(parts.hub, stored_frames(shape, record.fence, outcome, record.result), headers)
 
@@ -173,7 +173,7 @@ async def _whole(
     outcome: Outcome, result: bytes | None, job: Job, created_ms: int, headers: dict[str, str]
 ) -> Response:
     if outcome.status is not State.SUCCEEDED or result is None:
-        return refusal(_why(outcome), headers)
+        return refusal(_why(outcome), job, headers)
     body = await shaped(result, answer_body, job, created_ms // 1000, result)
     return Response(body, 200, headers, "application/json")
 

@@ -176,19 +176,32 @@ JOB_BODY: Final = TypeAdapter(JobBody)
 PROMPT_BODY: Final = TypeAdapter(PromptBody)
 
 
-def parse_job_submission(raw: bytes, idempotency_key: str = "") -> JobSubmission:
-    """The job in a body. Raises BadRequest naming the field."""
+def parse_job_submission(raw: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> JobSubmission:
+    """The job in a body; options that the body leaves out may stand in headers. Raises BadRequest naming the field."""
     document = read_object(raw, lambda found: schemas_of(found["body"]) if type(found.get("body")) is dict else ())
     if document.get("webhook") is not None:
         raise BadRequest("webhook: not available yet; poll the job or follow its events.", param="webhook")
     document.pop("webhook", None)
     check(JOB_BODY, document)
     check_metadata(document.get("metadata"))
-    options = replace(_options(document, lambda name: name), idempotency_key=idempotency_key)
+    options = _either(_options(document, lambda name: name), parse_options(headers))
     if options.deadline_ms is not None and options.delay_ms >= options.deadline_ms:
         raise BadRequest("delay_ms: must be smaller than deadline_ms.", param="delay_ms")
     asked = _inner(document["endpoint"], document["body"])
     return JobSubmission(asked, options, document.get("metadata") or {})
+
+
+def _either(body: JobOptions, headers: JobOptions) -> JobOptions:
+    """The options of the body, and from the headers those that it leaves out."""
+    return JobOptions(
+        priority=headers.priority if body.priority is None else body.priority,
+        deadline_ms=body.deadline_ms or headers.deadline_ms,
+        delay_ms=body.delay_ms,
+        batch_key=body.batch_key or headers.batch_key,
+        on_disconnect=body.on_disconnect or headers.on_disconnect,
+        on_interrupt=body.on_interrupt or headers.on_interrupt,
+        idempotency_key=headers.idempotency_key,
+    )
 
 
 _REQUESTS: Final[dict[str, Callable[[JsonObject], Asked]]] = {

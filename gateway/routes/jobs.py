@@ -19,7 +19,6 @@ from gateway.dialects.native import in_body, job_record, listed, parse_job_submi
 from gateway.dialects.openai import ChunkShape
 from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
-from gateway.idempotency import parse_key
 from gateway.journal import Acceptance
 from gateway.parts import Parts
 from gateway.relay import EventStream, Relay, end_of_stream, queue_object
@@ -37,7 +36,7 @@ def router(parts: Parts) -> APIRouter:
         principal = parts.auth.principal(request)
         settings = parts.settings
         raw = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
-        submission = parse_job_submission(raw, parse_key(request.scope["headers"]))
+        submission = parse_job_submission(raw, request.scope["headers"])
         try:
             job = parts.admission.job(
                 principal,

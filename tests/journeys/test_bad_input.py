@@ -161,7 +161,8 @@ def test_fields_that_only_some_backends_know_are_let_through(client: httpx.Clien
 # --- jobs and options -------------------------------------------------------------------------------------------------
 
 JOBS: list[tuple[dict[str, Any], str]] = [
-    ({"endpoint": "/v1/embeddings"}, "endpoint"),
+    ({"endpoint": "/v1/embeddings"}, "body.input"),
+    ({"endpoint": "/v1/audio/speech"}, "endpoint"),
     ({"endpoint": None}, "endpoint"),
     ({"body": "x"}, "body"),
     ({"body": {}}, "body.model"),

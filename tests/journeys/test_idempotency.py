@@ -158,6 +158,7 @@ def test_a_failed_jobs_failure_is_what_its_key_gives(client: httpx.Client) -> No
     first = client.post(CHAT, json=body, headers=once)
     again = client.post(CHAT, json=body, headers={**once, "x-headrace-deadline-ms": "60000"})
     assert (first.status_code, again.status_code) == (504, 504)
+    assert {answer.headers["x-should-retry"] for answer in (first, again)} == {"false"}
     assert first.headers["x-headrace-job-id"] == again.headers["x-headrace-job-id"]
     assert [answer.headers.get("x-headrace-replayed") for answer in (first, again)] == [None, "true"]
 

@@ -150,6 +150,18 @@ def test_who_waits_for_a_cancelled_jobs_answer_is_told(client: httpx.Client, els
 # --- time and order ---------------------------------------------------------------------------------------------------
 
 
+def test_options_of_a_job_may_stand_in_headers_and_the_body_goes_first(client: httpx.Client) -> None:
+    given = {"endpoint": CHAT, "body": chat(words="x"), "priority": "standard"}
+    headers = {"x-headrace-priority": "batch", "x-headrace-deadline-ms": "1"}
+    refused = client.post("/v1/jobs", json=given, headers={"x-headrace-prority": "batch"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-headrace-prority")
+    both = client.post("/v1/jobs", json=given | {"deadline_ms": 20_000}, headers=headers).json()["id"]
+    assert when(client, both)["priority"] == "standard"
+    del given["priority"]
+    one = client.post("/v1/jobs", json=given, headers={"x-headrace-priority": "batch"}).json()["id"]
+    assert when(client, one)["priority"] == "batch"
+
+
 def test_a_delayed_job_waits_and_then_runs(client: httpx.Client) -> None:
     job_id = submit(client, chat(words="later"), delay_ms=700)
     first = record(client, job_id)

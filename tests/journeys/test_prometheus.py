@@ -62,6 +62,8 @@ class Prometheus:
             answer = httpx.get(f"{self.url}/api/v1/{path}", params=params, timeout=5, trust_env=False)
         except httpx.TransportError:
             return None
+        if answer.status_code == 503:  # it has the port and is not ready yet
+            return None
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 

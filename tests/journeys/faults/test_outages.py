@@ -107,7 +107,10 @@ class Asked:
         return answer.status_code
 
 
-@pytest.mark.parametrize("kind", ["frozen", "paused", "killed", "blackhole"])
+@pytest.mark.parametrize(
+    "kind",
+    ["frozen", pytest.param("paused", marks=pytest.mark.slow), "killed", pytest.param("blackhole", marks=pytest.mark.slow)],
+)
 async def test_an_outage_of_ten_seconds_hangs_no_request_ends_no_process_and_is_over_soon_after(
     stage: Wired, kind: str
 ) -> None:
