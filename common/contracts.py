@@ -73,7 +73,8 @@ class Job:
     expected wait are counted; `prompt_tokens` is its part that the prompt has, used where nobody counts better.
     `weight` is the tenant's in the fair share. `idempotency` is the digest of the caller's key, `fingerprint` that of
     what came with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
-    `joint`: jobs of this one's batch key can share one call upstream.
+    `joint`: jobs of this one's batch key can share one call upstream. `answers`: how many it asks for, where their
+    length tells how long the model's answers are; 0 where it does not, as under a limit that would cut most of them.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Job:
     journal: bool = False
     replay_of: str = ""
     joint: bool = False
+    answers: int = 0
 
     def encode(self) -> bytes:
         """The job as JSON bytes, as it is stored."""

@@ -22,6 +22,7 @@ from common.errors import (
 from common.queue import Admitted, Queue, Submitted
 from gateway.auth import Principal
 from gateway.dialects.native import Asked, JobOptions
+from gateway.estimates import Estimates
 from gateway.idempotency import fingerprint, key_digest, reused
 from gateway.pressure import Pressure, store_full
 from gateway.withdrawal import Withdrawals
@@ -52,8 +53,11 @@ BACKGROUND: Final = Manner(Priority.STANDARD, OnDisconnect.CONTINUE, OnInterrupt
 class Admission:
     """Makes jobs of requests and puts them into the queue."""
 
-    def __init__(self, settings: Settings, queue: Queue, pressure: Pressure, withdrawals: Withdrawals) -> None:
+    def __init__(
+        self, settings: Settings, queue: Queue, pressure: Pressure, withdrawals: Withdrawals, estimates: Estimates
+    ) -> None:
         self._settings = settings
+        self._estimates = estimates
         self._queue = queue
         self._pressure = pressure
         self._withdrawals = withdrawals
@@ -85,6 +89,7 @@ class Admission:
             )
         self._check_length(asked)
         priority = manner.priority if options.priority is None else options.priority
+        usual_tokens = self._estimates.answer_tokens(asked.model, priority)
         return Job(
             id=new_job_id(pool),
             pool=pool,
@@ -101,7 +106,8 @@ class Admission:
             deadline_in_ms=options.deadline_ms or self._deadline_ms[priority] + options.delay_ms,
             delay_ms=options.delay_ms,
             max_attempts=self._settings.max_attempts,
-            cost_tokens=asked.cost_tokens,
+            cost_tokens=asked.cost_tokens(usual_tokens),
+            answers=asked.telling(usual_tokens),
             prompt_tokens=asked.prompt_tokens,
             on_disconnect=options.on_disconnect or manner.on_disconnect,
             on_interrupt=options.on_interrupt or manner.on_interrupt,

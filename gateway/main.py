@@ -29,6 +29,7 @@ from common.stream import StreamStore
 from gateway import docs, errors
 from gateway.admission import Admission
 from gateway.auth import Auth
+from gateway.estimates import Estimates
 from gateway.http import BoundedProtocol
 from gateway.http import install as install_http
 from gateway.hub import Hub, Limits
@@ -53,8 +54,10 @@ def build(parts: Parts) -> FastAPI:
         await parts.hub.start()
         parts.pressure.start()
         parts.withdrawals.start()
+        parts.estimates.start()
         yield
         await parts.journal.close()
+        await parts.estimates.close()
         await parts.withdrawals.close()
         await parts.pressure.close()
         await parts.hub.close()
@@ -86,7 +89,8 @@ def open_parts(settings: Settings, store: Store) -> Parts:
     hub = Hub(store, streams, queue, clock, pools=settings.all_pools, limits=Limits(keepalive_s=settings.keepalive_s))
     pressure = Pressure(store, clock, most_share=settings.store_memory_share)
     withdrawals = Withdrawals(queue, clock)
-    admission = Admission(settings, queue, pressure, withdrawals)
+    estimates = Estimates(queue, clock, pool_by_model=settings.pool_by_model)
+    admission = Admission(settings, queue, pressure, withdrawals, estimates)
     ledger = JournalLedger(Database.of(settings)) if settings.journal == "on" else None
     return Parts(
         settings=settings,
@@ -101,6 +105,7 @@ def open_parts(settings: Settings, store: Store) -> Parts:
         metrics=GatewayMetrics(),
         pressure=pressure,
         withdrawals=withdrawals,
+        estimates=estimates,
         journal=Journal(ledger, store, queue, admission, pressure, clock),
     )
 

@@ -13,6 +13,7 @@ from common.store import Store
 from common.stream import StreamStore
 from gateway.admission import Admission
 from gateway.auth import Auth
+from gateway.estimates import Estimates
 from gateway.hub import Hub
 from gateway.journal import Journal
 from gateway.pressure import Pressure
@@ -35,4 +36,5 @@ class Parts:
     metrics: GatewayMetrics
     pressure: Pressure
     withdrawals: Withdrawals
+    estimates: Estimates
     journal: Journal

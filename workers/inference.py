@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
 
 from common.clock import Clock
-from common.contracts import Chunk, Failure, OnInterrupt, Outcome, State, Usage
+from common.contracts import Chunk, Failure, Job, OnInterrupt, Outcome, State, Usage
 from common.errors import AnswerTooLong
 from common.metrics import WorkerMetrics
 from common.queue import Claim, Settlement
@@ -168,6 +169,7 @@ class Generation:
             outcome_seq=seq + 1,
             result=orjson.dumps(self._answer.result()) if has_answer else b"",
             share_result=not self.claim.job.stream,
+            answer_tokens=told_length(self.claim.job, outcome),
         )
 
     def _left_s(self) -> float:
@@ -176,6 +178,13 @@ class Generation:
     def _since_created_ms(self) -> int:
         waited_ms = self.claim.claimed_ms - self.claim.created_ms
         return waited_ms + round((self._shared.clock.monotonic_s() - self._started_s) * 1000)
+
+
+def told_length(job: Job, outcome: Outcome) -> int:
+    """The tokens that each answer of a job had, where that tells how long the model's answers are; else 0."""
+    if not job.answers or outcome.status is not State.SUCCEEDED or outcome.usage is None:
+        return 0
+    return math.ceil(outcome.usage.completion_tokens / job.answers)
 
 
 def encode_event(chunk: Chunk) -> bytes:

@@ -94,7 +94,7 @@ end
 -- How long a job is likely to hold a slot, by its cost, as the lane's last ones did.
 local function likely_ms(lane, cost)
   if not lane.ms_per_token then
-    local mean_ms, mean_cost = string.match(redis.call('HGET', fair, 'm:' .. lane.name) or '', '^(%S+) (%S+)$')
+    local mean_ms, mean_cost = string.match(redis.call('HGET', fair, 'm:' .. lane.name) or '', '^(%S+) (%S+)')
     lane.ms_per_token = mean_ms and mean_ms / mean_cost or unknown_ms_per_token
   end
   return math.max(1, cost * lane.ms_per_token)

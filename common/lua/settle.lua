@@ -8,7 +8,7 @@
 --      9 outcome (JSON)  10 status  11 result (JSON) or ''  12 '1': the readers' frame carries the result, not tokens
 --      13 how long the record stays, ms  14 how long the stream stays, ms  15 '1': attempts used up, list as dead
 --      16 most entries kept in an inbox  17 tokens used  18 the failed attempt (JSON) or ''
---      19 how long an idempotency key stays, ms
+--      19 how long an idempotency key stays, ms  20 how long the answer was, in tokens, or 0: it tells nothing
 -- Returns 0 ended, 1 refused (not the owner, or in another state), 2 unknown job, 3 already ended this way
 -- Derives `lane:`, `inbox:` and `idem:` keys.
 local job, stream, held, deadlines, stats, abandoned, dead, delayed, lanes, fair, waiting, ended = unpack(KEYS)
@@ -95,11 +95,14 @@ if worker ~= '' then
   redis.call('HINCRBY', stats, 'tokens:' .. model, cost)
   redis.call('HINCRBY', stats, 'jobs:' .. model, 1)
   -- How long the lane's jobs hold a slot, and at which cost: means of the last sixteen or so, for the classes' shares.
-  local mean_ms, mean_cost = string.match(known[2] or '', '^(%S+) (%S+)$')
-  mean_ms, mean_cost = tonumber(mean_ms) or busy_ms, tonumber(mean_cost) or cost
+  -- How long their answers are, for the gateways' estimates: a third number, once an answer told it.
+  local mean_ms, mean_cost, mean_answer = string.match(known[2] or '', '^(%S+) (%S+) ?(%S*)$')
+  mean_ms, mean_cost, mean_answer = tonumber(mean_ms) or busy_ms, tonumber(mean_cost) or cost, tonumber(mean_answer)
+  local answer = tonumber(ARGV[20])
+  if answer > 0 then mean_answer = mean_answer and mean_answer + (answer - mean_answer) / 16 or answer end
   changed[#changed + 1] = means
-  changed[#changed + 1] = string.format('%.3f %.3f',
-    mean_ms + (busy_ms - mean_ms) / 16, mean_cost + (cost - mean_cost) / 16)
+  changed[#changed + 1] = string.format('%.3f %.3f', mean_ms + (busy_ms - mean_ms) / 16,
+    mean_cost + (cost - mean_cost) / 16) .. (mean_answer and string.format(' %.3f', mean_answer) or '')
   local likely_ms = tonumber(string.match(field[10] or '', '^%S+'))
   for class, factor in string.gmatch(field[10] or '', '(%d):(%S+)') do
     redis.call('HINCRBYFLOAT', fair, 'c:' .. class, factor * (busy_ms - likely_ms))

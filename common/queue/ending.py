@@ -53,6 +53,7 @@ class Ending(Side):
                 usage.prompt_tokens + usage.completion_tokens if usage else 0,
                 end.error.encode() if end.error else b"",
                 self._retention.idempotency_s * 1000,
+                end.answer_tokens,
             ),
         )
         return Settled(code)

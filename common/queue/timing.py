@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import orjson
@@ -130,6 +131,15 @@ class Timing(Ending):
         """Writes measured rates beside the counters."""
         flat = [item for pair in rates.items() for item in pair]
         await self._store.command("HSET", keys.stats(pool), *flat)
+
+    async def usual_answers(self, pool: str, models: Sequence[str]) -> dict[tuple[Priority, str], float]:
+        """How many tokens the last answers of each of these models' lanes had, in the mean; without unknown ones."""
+        lanes = [(priority, model) for model in models for priority in Priority]
+        fields = [f"m:{priority.value}:{model}" for priority, model in lanes]
+        noted: list[bytes | None] = await self._store.command("HMGET", keys.fair(pool), *fields)
+        # Mean ms, mean cost, mean answer: the third is missing until an answer told it.
+        words = {lane: raw.split() for lane, raw in zip(lanes, noted, strict=True) if raw}
+        return {lane: float(means[2]) for lane, means in words.items() if len(means) > 2}
 
     async def sweep_fair(self, pool: str) -> int:
         """The number of tenants' fair-share times forgotten that say nothing any more. Safe to send again."""

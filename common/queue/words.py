@@ -122,7 +122,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a job ends: last tokens, outcome and result, as `settle` writes them; `error` where its attempt failed."""
+    """How a job ends: last tokens, outcome and result, as `settle` writes them; `error` where its attempt failed.
+
+    `answer_tokens`: how long its answer was, where that tells how long the lane's answers are; else 0.
+    """
 
     outcome: Outcome
     events: bytes = b""
@@ -132,6 +135,7 @@ class Settlement:
     share_result: bool = False
     dead: bool = False
     error: AttemptError | None = None
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,10 +65,13 @@ class EmbeddingsRequest:
     prompt_tokens: int
     batch_key: str
 
-    @property
-    def cost_tokens(self) -> int:
+    def cost_tokens(self, _usual_tokens: float | None = None) -> int:
         """The tokens that the job is likely to take: an embedding has no others than its inputs'."""
         return self.prompt_tokens
+
+    def telling(self, _usual_tokens: float | None = None) -> int:
+        """None of its answers tells how long the model's are."""
+        return 0
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------

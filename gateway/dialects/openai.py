@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -15,7 +16,7 @@ from gateway.dialects.chat_schema import check_chat
 from gateway.dialects.prefix import prefix_key
 from gateway.errors import error_object
 
-# What a request asks for where it names no limit: only an estimate, for fair shares and for the expected wait.
+# What a request asks for where it names no limit, and nothing is known of the model's answers yet.
 DEFAULT_ANSWER_TOKENS: Final = 256
 CHAT_ENDPOINT: Final = "/v1/chat/completions"
 CHARACTERS_A_TOKEN: Final = 4
@@ -38,7 +39,10 @@ _MEDIA: Final = ("image_url", "audio_url", "video_url")
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat completion asked for. `body` is what is forwarded: the request without its streaming options."""
+    """A chat completion asked for. `body` is what is forwarded: the request without its streaming options.
+
+    `answers`: how many choices; `answer_limit`: the most tokens of each, None where the request names no limit.
+    """
 
     endpoint: ClassVar[str] = CHAT_ENDPOINT
     streams: ClassVar[bool] = True
@@ -48,9 +52,25 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     body: JsonObject
-    cost_tokens: int
     prompt_tokens: int = 0
     batch_key: str = ""
+    answers: int = 1
+    answer_limit: int | None = None
+
+    def cost_tokens(self, usual_tokens: float | None = None) -> int:
+        """The tokens that it is likely to take, where the model's answers have so many (None: nobody knows)."""
+        return self.prompt_tokens + self.answers * self._answer_tokens(usual_tokens)
+
+    def telling(self, usual_tokens: float | None = None) -> int:
+        """How many answers will tell how long the model's are: none under a limit that would cut most of them."""
+        cut = usual_tokens is not None and self.answer_limit is not None and self.answer_limit < usual_tokens
+        return 0 if cut else self.answers
+
+    def _answer_tokens(self, usual_tokens: float | None) -> int:
+        if usual_tokens is None:
+            return self.answer_limit or DEFAULT_ANSWER_TOKENS
+        usual = max(1, math.ceil(usual_tokens))
+        return min(usual, self.answer_limit) if self.answer_limit else usual
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -70,16 +90,15 @@ def chat_request(body: JsonObject) -> ChatRequest:
     prompt_tokens = _check_messages(body["messages"]) + _check_definitions(body)
     stream = bool(body.pop("stream", None))
     options: JsonObject = body.pop("stream_options", None) or {}
-    answer_tokens: int = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_ANSWER_TOKENS
-    choices: int = body.get("n") or 1
     return ChatRequest(
         model=body["model"],
         stream=stream,
         include_usage=bool(options.get("include_usage")),
         body=body,
-        cost_tokens=prompt_tokens + answer_tokens * choices,
         prompt_tokens=prompt_tokens,
         batch_key=prefix_key(body),
+        answers=body.get("n") or 1,
+        answer_limit=body.get("max_completion_tokens") or body.get("max_tokens"),
     )
 
 

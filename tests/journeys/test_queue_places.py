@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import openai
 import orjson
 import pytest
 
 from common import keys
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, until
 from tests.support.say import CHAT, chat, frames, messages, record, submit
 
 pytestmark = pytest.mark.timeout(60)
@@ -17,7 +19,7 @@ IDLE = "idle"
 
 
 @pytest.fixture
-def paced(fleet: Fleet) -> Fleet:
+def paced(fleet: Fleet) -> Iterator[Fleet]:
     """The fleet, with a pace noted for the model that nobody serves, as if it were worked off."""
     rates = ("drain_tokens_per_s:unserved", 100)
     fleet.redis.command("HSET", keys.stats(IDLE), *rates)
@@ -70,6 +72,18 @@ def test_a_chat_that_waits_hears_comments_and_no_events_but_chunks(paced: Fleet,
         raw = answer.read()
     assert b"\n: queue position=" in raw
     assert all(not frame.name for frame in frames(raw))
+
+
+def test_what_answers_were_like_is_expected_of_the_next(fleet: Fleet, client: httpx.Client) -> None:
+    model, pool = "org/echo:8b", "default"
+    assert client.post(CHAT, json=chat(model, words="x")).status_code == 200
+
+    def expects_little() -> bool:
+        job_id = submit(client, chat(model, words="x"), delay_ms=60_000)
+        client.post(f"/v1/jobs/{job_id}/cancel")
+        return int(fleet.redis.command("HGET", keys.job(pool, job_id), "cost")) < 100
+
+    until(expects_little, 10, "the gateway never learnt how short the answers are")
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def test_the_tokens_are_estimated_by_bytes_or_counted(given: Any, tokens: int | 
             parsed(given)
         return
     request = parsed(given)
-    assert (request.prompt_tokens, request.cost_tokens) == (tokens, tokens)
+    assert (request.prompt_tokens, request.cost_tokens(), request.cost_tokens(500)) == (tokens, tokens, tokens)
+    assert request.telling(500) == 0
 
 
 @pytest.mark.parametrize(

@@ -111,19 +111,44 @@ def test_what_the_limits_allow_is_taken_and_forwarded(more: JsonObject) -> None:
 
 
 def test_the_cost_is_the_prompt_once_and_the_longest_answer_for_each_choice() -> None:
-    base = parse_chat(chat()).cost_tokens
-    assert parse_chat(chat(n=3)).cost_tokens == base + 2 * 256
-    assert parse_chat(chat(max_tokens=10)).cost_tokens == base - 246
-    assert parse_chat(chat(max_tokens=10, max_completion_tokens=20)).cost_tokens == base - 236
+    base = parse_chat(chat()).cost_tokens()
+    assert parse_chat(chat(n=3)).cost_tokens() == base + 2 * 256
+    assert parse_chat(chat(max_tokens=10)).cost_tokens() == base - 246
+    assert parse_chat(chat(max_tokens=10, max_completion_tokens=20)).cost_tokens() == base - 236
     longer = [{"role": "user", "content": "hello" + "x" * 4_000}]
-    assert parse_chat(chat(messages=longer)).cost_tokens == base + 1_000
-    assert parse_chat(chat(tools=[TOOL])).cost_tokens > base
+    assert parse_chat(chat(messages=longer)).cost_tokens() == base + 1_000
+    assert parse_chat(chat(tools=[TOOL])).cost_tokens() > base
+
+
+@pytest.mark.parametrize(
+    ("more", "usual_tokens", "answer_tokens", "telling"),
+    [
+        ({}, None, 256, 1),
+        ({}, 20.2, 21, 1),
+        ({}, 0.0, 1, 1),
+        ({}, 4_000, 4_000, 1),
+        ({"n": 3}, 20, 60, 3),
+        ({"max_tokens": 100}, None, 100, 1),
+        ({"max_tokens": 100}, 20, 20, 1),
+        ({"max_tokens": 100, "n": 2}, 20, 40, 2),
+        ({"max_tokens": 20}, 20, 20, 1),
+        # Where the limit cuts most answers, their length says nothing of the model.
+        ({"max_tokens": 10}, 20, 10, 0),
+        ({"max_tokens": 10, "n": 2}, 10.5, 20, 0),
+    ],
+)
+def test_an_answer_is_expected_to_be_as_long_as_is_usual_and_never_above_the_limit(
+    more: JsonObject, usual_tokens: float | None, answer_tokens: int, telling: int
+) -> None:
+    request = parse_chat(chat(**more))
+    assert request.cost_tokens(usual_tokens) - request.prompt_tokens == answer_tokens
+    assert request.telling(usual_tokens) == telling
 
 
 def test_pictures_cost_the_same_however_large_their_data() -> None:
     def cost(size: int) -> int:
         part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * size}}
-        return parse_chat(chat(messages=[{"role": "user", "content": [part]}])).cost_tokens
+        return parse_chat(chat(messages=[{"role": "user", "content": [part]}])).cost_tokens()
 
     assert cost(100_000) == cost(10)
 

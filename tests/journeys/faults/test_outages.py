@@ -109,7 +109,12 @@ class Asked:
 
 @pytest.mark.parametrize(
     "kind",
-    ["frozen", pytest.param("paused", marks=pytest.mark.slow), "killed", pytest.param("blackhole", marks=pytest.mark.slow)],
+    [
+        "frozen",
+        pytest.param("paused", marks=pytest.mark.slow),
+        "killed",
+        pytest.param("blackhole", marks=pytest.mark.slow),
+    ],
 )
 async def test_an_outage_of_ten_seconds_hangs_no_request_ends_no_process_and_is_over_soon_after(
     stage: Wired, kind: str
