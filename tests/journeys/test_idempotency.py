@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from typing import Any
 
 import httpx
 import openai
@@ -26,7 +27,7 @@ def key() -> dict[str, str]:
     return {"Idempotency-Key": f'"{secrets.token_hex(8)}"'}
 
 
-def stream_of(client: httpx.Client, body: dict[str, object], headers: dict[str, str]) -> tuple[httpx.Headers, bytes]:
+def stream_of(client: httpx.Client, body: dict[str, Any], headers: dict[str, str]) -> tuple[httpx.Headers, bytes]:
     """A whole stream with its headers."""
     with client.stream("POST", CHAT, json=body, headers=headers) as answer:
         assert answer.status_code == 200, answer.read()
