@@ -91,7 +91,7 @@ if not accepted and wait_ms and ahead_tokens > 0 and delay_ms == 0 then
   if late_ms > 0 then return refused(4, id, nil, ahead, wait_ms, math.max(late_ms, wait_ms / 4)) end
 end
 
-if not times[1] and virtual > 0 then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', virtual)) end
+if not times[1] then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', virtual)) end
 -- A delayed one is given its tag, and charged for, when it may begin: waiting for that earns no place in the queue.
 local tag_text = ''
 if delay_ms == 0 then
