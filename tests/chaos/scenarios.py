@@ -62,10 +62,11 @@ class Scene:
             watch = asyncio.create_task(self.witness.run())
             await act(self)
             await self._end()
+            # First the ledger: what a gateway died over between the two, the scheduler submits only later.
+            await self._read_ledger()
             self.witness.stop()
             await watch
             await asyncio.to_thread(self.witness.keep_all)
-            await self._read_ledger()
         finally:
             for caller in self.callers:
                 await caller.http.aclose()
@@ -74,7 +75,7 @@ class Scene:
         return History.of(self.recorder.lines)
 
     async def _read_ledger(self) -> None:
-        """Takes note of how each journaled job ended, once the ledger has the ends that the store has."""
+        """Takes note of how each journaled job ended, once the ledger has all ends."""
         file = self.stage.fleet.directory / "ledger.db"
         if not file.exists():
             return

@@ -79,8 +79,9 @@ class Storm:
             self._leaks.begin()
             load = await self._blow()
             await asyncio.to_thread(self.stage.mend)
-            await asyncio.to_thread(self._witness.keep_all)
+            # First the ledger: what a gateway died over between the two, the scheduler submits only later.
             await asyncio.to_thread(self._read_ledger)
+            await asyncio.to_thread(self._witness.keep_all)
             found = self._leaks.problems(emptied=bool(self._plan.keep_s), keep_s=self._plan.keep_s)
         finally:
             self._witness.stop()
