@@ -132,7 +132,6 @@ class PoolWorker(Worker):
         self._freed = asyncio.Event()
         self._more_waits = False
         self._doubtful = False
-        self._deaf = False
         self._draining = False
         self._helpers: list[asyncio.Task[None]] = []
         self._last_cron_s = 0.0
@@ -347,25 +346,23 @@ class PoolWorker(Worker):
         A claim that nobody waits for any more may be carried out much later, so this is looked into again and again.
         """
         self._doubtful = False
-        deaf, self._deaf = self._deaf, False
-        try:
-            for pool in self._lanes:
-                held = await self._queue.held(pool, self.id)
-                for job_id, fence in held.items():
-                    if not self._works_at(job_id, fence):
-                        await self._endings.return_lost(pool, job_id, fence, failed=True)
-                if deaf:
-                    await self._obey_unheard(pool, list(held))
-        except HeadraceError:
-            self._deaf |= deaf
-            raise
+        for pool in self._lanes:
+            held = await self._queue.held(pool, self.id)
+            for job_id, fence in held.items():
+                if not self._works_at(job_id, fence):
+                    await self._endings.return_lost(pool, job_id, fence, failed=True)
+            await self._obey_unheard(pool, list(held))
 
     def _works_at(self, job_id: str, fence: int) -> bool:
         attempt, claim = self._attempts.get(job_id), self._next.get(job_id)
         return (attempt is not None and attempt.claim.fence == fence) or (claim is not None and claim.fence == fence)
 
     async def _obey_unheard(self, pool: str, job_ids: list[str]) -> None:
-        """Carries out orders that may have been sent while nobody listened."""
+        """Carries out orders that nobody here heard.
+
+        One that went to a connection that had broken is lost, and the server may notice the break long after we do: so
+        this is looked into at each beat, and not only when we connect again.
+        """
         for job_id in await self._queue.cancelling(pool, job_ids):
             self._stop(job_id, Stop.CANCELLED)
         if await self._queue.told_to_drain(pool, self.id):
@@ -435,8 +432,7 @@ class PoolWorker(Worker):
 
     async def _listen_control(self) -> None:
         async with self._store.blocking() as reader:
-            # An order that went to a connection that had broken is lost.
-            self._deaf = self._doubtful = True
+            self._doubtful = True
             self._wanted.set()
             while True:
                 await self._obey(reader)

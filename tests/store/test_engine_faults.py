@@ -30,7 +30,7 @@ async def test_a_claim_carried_out_after_its_worker_gave_up_waiting_is_put_back_
     async with a_worker(redis_server.url) as rig:
         rig.worker.allow_pick_jobs = False
         # What it looks into when it begins is done; from here on only its beats make it look.
-        await until(lambda: _is(bool(rig.worker._helpers) and not rig.worker._deaf and not rig.worker._doubtful))
+        await until(lambda: _is(bool(rig.worker._helpers) and not rig.worker._doubtful))
         await rig.queue.submit(a_job(1))
         # A server that was frozen carries out, when it thaws, what was sent to it before.
         await lost_claim(rig)

@@ -181,7 +181,10 @@ async def test_a_failover_loses_no_job_that_the_ledger_has(group: FailoverGroup,
     try:
         await asyncio.to_thread(fleet.start)
         async with Caller([fleet.url()]) as caller:
-            await caller.ended(await caller.submit(numbered(1)))
+            # A gateway promises the journal once it has seen that a scheduler keeps it.
+            async with asyncio.timeout(RECOVERY_LIMIT_S * 2):
+                while not await _journaled(caller, fleet.url()):  # noqa: ASYNC110 - another process's state
+                    await asyncio.sleep(0.05)
             await asyncio.to_thread(group.cut_off_replicas)
             ids = [await caller.submit(numbered(5, first_token_ms=300)) for _ in range(30)]
             before = await asyncio.to_thread(group.kill_master)
@@ -195,6 +198,13 @@ async def test_a_failover_loses_no_job_that_the_ledger_has(group: FailoverGroup,
     sys.stdout.write(f"… {dict(ends)}\n")
     # One that ran when Redis lost it may have been answered; it is not run twice without a word.
     assert set(ends) <= {("succeeded", None), ("failed", "redis_lost")}
+
+
+async def _journaled(caller: Caller, url: str) -> bool:
+    """Whether a job submitted now is in the ledger."""
+    job = {"endpoint": "/v1/chat/completions", "body": numbered(1)}
+    answer = await caller.http.post(f"{url}/v1/jobs", json=job)
+    return answer.headers.get("x-headrace-durability") == "journal"
 
 
 async def _read(caller: Caller, journal: Journal, tokens: int) -> str:
