@@ -9,10 +9,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Final
 
 from common.clock import Clock
+from common.queue import digest
 
 MOST_BLOCKED_S: Final = 3_600.0
 BUSY_S: Final = 2.0
@@ -84,8 +84,8 @@ class KeyPool:
 
     def learn(self, blocked_ms: Mapping[str, int]) -> None:
         """Takes over what others found: digest -> ms until the key can be used again."""
-        for digest, left_ms in blocked_ms.items():
-            self._rest(digest, left_ms / 1000)
+        for name, left_ms in blocked_ms.items():
+            self._rest(name, left_ms / 1000)
         now_s = self._clock.monotonic_s()
         self._until_s = {digest: until_s for digest, until_s in self._until_s.items() if until_s > now_s}
 
@@ -99,7 +99,7 @@ class KeyPool:
 
 def digest_of(secret: str) -> str:
     """The name of a key: 8 bytes in hex that tell nothing of it."""
-    return blake2b(secret.encode(), digest_size=8).hexdigest()
+    return digest(secret)
 
 
 def judge(status: int, headers: Mapping[str, str]) -> Block | None:

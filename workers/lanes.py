@@ -43,15 +43,6 @@ class Lanes:
         """The most jobs to take in a claim from the lanes that share their backends: as many as those have room for."""
         return [Cap(self._room(backends), lanes) for backends, lanes in self._sharing.items()]
 
-    def limits(self) -> dict[str, int]:
-        """The same for each lane by itself; lanes that can't be served are left out."""
-        rows = {name: backends for name, _, backends in self._rows}
-        return {name: self._room(rows[name]) for name in self()}
-
-    def free_for(self, model: str) -> int:
-        """How many calls for this model its backends would take from this worker now."""
-        return sum(map(self._free, self._backends[model]))
-
     def _room(self, backends: frozenset[str]) -> int:
         """Where none can be called, one job may still come, to be told so."""
         room = sum(map(self._free, backends))

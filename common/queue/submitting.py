@@ -110,18 +110,6 @@ class Submitting(Ending):
             position = await self._store.command("ZRANK", lane, fields[b"member"])
         return _record(fields, position)
 
-    async def jobs_of(self, tenant: str, *, most: int, before: str | None = None) -> list[str] | None:
-        """The tenant's job ids, newest first, after `before`; None where `before` is not among them."""
-        index = keys.tenant_jobs(tenant)
-        first = 0
-        if before is not None:
-            rank = await self._store.command("ZREVRANK", index, before)
-            if rank is None:
-                return None
-            first = int(rank) + 1
-        ids: list[bytes] = await self._store.command("ZREVRANGE", index, first, first + most - 1)
-        return [raw.decode() for raw in ids]
-
     async def cancel(self, job_id: str, *, unread: bool = False) -> Cancelling:
         """Asks for the job's end: one that waits is ended here, one that runs by its worker, within milliseconds.
 

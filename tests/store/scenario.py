@@ -85,7 +85,7 @@ async def _workers_and_jobs(r: Rig, pool: str) -> None:
     await r.queue.by_key(pool, "t", "k")
     await r.queue.leave(pool, "idle")
     await r.queue.get(job_id(1, pool))
-    await r.queue.jobs_of("t", most=10, before=job_id(1, pool))
+    await r.listed("t", most=10, after=job_id(1, pool))
     await r.queue.places(pool, [job_id(1, pool), job_id(22, pool), job_id(99, pool)])
 
 

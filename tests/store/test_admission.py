@@ -43,7 +43,7 @@ async def test_a_key_that_is_known_gives_the_first_job_and_writes_nothing(redis_
         [again] = await r.submit(keyed(2))
         assert (again.code, again.job_id, again.created_ms) == (Submitted.DUPLICATE, job_id(1), first.created_ms)
         assert r.view() == before
-        assert await r.queue.jobs_of("t", most=9) == [job_id(1)]
+        assert await r.listed("t", most=9) == [job_id(1)]
 
 
 async def test_a_key_with_another_body_is_refused_and_writes_nothing(redis_server: RedisServer) -> None:
@@ -53,7 +53,7 @@ async def test_a_key_with_another_body_is_refused_and_writes_nothing(redis_serve
         [other] = await r.submit(keyed(2, body="c"))
         assert (other.code, other.job_id) == (Submitted.OTHER_BODY, job_id(1))
         assert r.view() == before
-        assert await r.queue.jobs_of("t", most=9) == [job_id(1)]
+        assert await r.listed("t", most=9) == [job_id(1)]
 
 
 async def test_keys_of_two_tenants_have_nothing_to_do_with_each_other(redis_server: RedisServer) -> None:
@@ -222,7 +222,7 @@ async def test_a_tenants_own_limit_goes_before_the_general_one(redis_server: Red
         assert (await r.queue.submit(a_job(2), most_waiting=2)).code is Submitted.ACCEPTED
         refused = await r.queue.submit(a_job(3), most_waiting=2)
         assert (refused.code, refused.ahead) == (Submitted.TENANT_FULL, 2)
-        assert await r.queue.jobs_of("t", most=9) == [job_id(2), job_id(1)]
+        assert await r.listed("t", most=9) == [job_id(2), job_id(1)]
 
 
 @pytest.mark.parametrize("way", ["settled", "put back and settled", "expired", "cancelled"])

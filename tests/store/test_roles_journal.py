@@ -231,7 +231,7 @@ async def test_everything_open_is_queued_again_after_a_total_loss_and_ends_once(
             await d.r.settle(claim)
         await d.keeper.round()
         assert await d.ledger.counts() == {"succeeded": 30}
-        assert await d.r.queue.jobs_of("t", most=50) is not None
+        assert await d.r.listed("t", most=50) is not None
 
 
 async def test_a_refilled_job_has_what_is_left_of_its_time_and_of_its_delay(

@@ -38,10 +38,10 @@ async def test_a_job_with_a_delay_waits_among_the_delayed_and_rings_nobody(redis
 async def test_the_same_id_again_is_a_duplicate_and_writes_nothing(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         [first] = await r.submit(a_job(1))
-        before, record, listed = r.view(), r.job(1), await r.queue.jobs_of("t", most=10)
+        before, record, listed = r.view(), r.job(1), await r.listed("t", most=10)
         [second] = await r.submit(a_job(1, tenant="t", body={"messages": []}, priority=Priority.BATCH))
         assert (second.code, second.created_ms) == (Submitted.DUPLICATE, first.created_ms)
-        assert (r.view(), r.job(1), await r.queue.jobs_of("t", most=10)) == (before, record, listed)
+        assert (r.view(), r.job(1), await r.listed("t", most=10)) == (before, record, listed)
 
 
 async def test_a_full_lane_refuses_and_writes_nothing_not_even_in_the_tenants_list(redis_server: RedisServer) -> None:
@@ -52,7 +52,7 @@ async def test_a_full_lane_refuses_and_writes_nothing_not_even_in_the_tenants_li
         assert (answer.code, answer.ahead) == (Submitted.FULL, 2)
         assert r.view() == before
         assert await r.queue.get(job_id(3)) is None
-        assert await r.queue.jobs_of("t", most=10) == [job_id(2), job_id(1)]
+        assert await r.listed("t", most=10) == [job_id(2), job_id(1)]
         [elsewhere] = await r.submit(a_job(4, priority=Priority.BATCH))
         assert elsewhere.code is Submitted.ACCEPTED
 
@@ -145,11 +145,11 @@ async def test_a_tenant_lists_its_jobs_newest_first_page_by_page(redis_server: R
         await r.submit(*(a_job(number) for number in order))
         await r.submit(a_job(4, tenant="other"))
         newest = [job_id(number) for number in reversed(order)]
-        assert await r.queue.jobs_of("t", most=100) == newest
-        assert await r.queue.jobs_of("t", most=3) == newest[:3]
-        assert await r.queue.jobs_of("t", most=3, before=newest[2]) == newest[3:6]
-        assert await r.queue.jobs_of("t", most=3, before=newest[-1]) == []
-        assert await r.queue.jobs_of("t", most=3, before=job_id(4)) is None
+        assert await r.listed("t", most=100) == newest
+        assert await r.listed("t", most=3) == newest[:3]
+        assert await r.listed("t", most=3, after=newest[2]) == newest[3:6]
+        assert await r.listed("t", most=3, after=newest[-1]) == []
+        assert await r.listed("t", most=3, after=job_id(4)) is None
 
 
 async def test_a_tenants_list_lives_as_long_as_its_longest_lived_record(redis_server: RedisServer) -> None:
@@ -167,7 +167,7 @@ async def test_a_tenants_list_is_bounded_and_drops_the_oldest(redis_server: Redi
         await r.submit(a_job(20_000))
         assert redis_server.command("ZCARD", index) == 10_000
         assert redis_server.command("ZSCORE", index, job_id(0)) is None
-        assert (await r.queue.jobs_of("t", most=1)) == [job_id(20_000)]
+        assert (await r.listed("t", most=1)) == [job_id(20_000)]
 
 
 async def test_bodies_and_names_of_every_kind_come_through_unchanged(redis_server: RedisServer) -> None:

@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from common import keys
 from common.contracts import Job, Outcome, Priority, State
+from common.outbox import Outbox
 from common.queue import Admitted, Claim, Queue, Settled, Settlement
 from common.store import Store
 from common.stream import Refusal, StreamStore, Tokens
+from gateway.listing import Listing
 from tests.support.redis_server import RedisServer
 
 POOL: Final = "default"
@@ -147,6 +149,10 @@ class Rig:
     def later(self, milliseconds: int) -> None:
         """Moves the clock of this rig's scripts forward (or back)."""
         self.store.clock_offset_ms += milliseconds
+
+    async def listed(self, tenant: str, *, most: int, after: str | None = None) -> list[str] | None:
+        """The tenant's job ids as a gateway without a ledger lists them."""
+        return await Listing(Outbox(self.store), None).page(tenant, most=most, after=after)
 
     async def submit(self, *jobs: Job) -> list[Admitted]:
         """The answers to these submissions, made one after the other."""
