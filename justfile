@@ -18,9 +18,10 @@ up *options:
 test *options:
     @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow" "$@" tests --ignore=tests/bench
 
-# Run the tests that need seconds: unit, store and house
+# Run the tests that need a minute: unit, store and house, without those marked as lengthy
 quick *options:
-    @.venv/bin/python -m pytest -q -n 2 --dist worksteal "$@" tests/unit tests/store tests/house
+    @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not lengthy" "$@" \
+        tests/unit tests/store tests/house
 
 # Look for mistakes without running anything: lint, format, types, who imports whom
 check:

@@ -197,6 +197,7 @@ class Settings(BaseSettings):
     idempotency_retention_s: PositiveInt = 86_400
     preemptible: Annotated[tuple[ClassName, ...], NoDecode] = ()
     preempt_after_ms: PositiveInt = 100
+    interactive_reserve: float = Field(default=0.05, ge=0, le=0.5)
     breaker_failures: PositiveInt = 3
     breaker_cooloff_s: PositiveFloat = 30
     retry_budget: float = Field(default=0.1, ge=0, le=1)

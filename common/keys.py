@@ -1,6 +1,6 @@
 """Every Redis key's name, its type, and the one module that may write it.
 
-All keys of a pool begin `hr:{<pool>}:` and so share a slot; all keys of a tenant begin `hr:{t:<tenant>}:`.
+All keys of a pool begin `hr:{<pool>}:` and so share a slot; what a tenant has in all pools begins `hr:{t:<tenant>}:`.
 Scripts get these names as KEYS, or derive them from the pool's prefix where ids are not known beforehand
 (`job:`, `stream:`, `lane:`, `held:`, `control:`, `inbox:` followed by the id).
 """
@@ -60,6 +60,10 @@ def bell(pool: str) -> str:
     return f"hr:{{{pool}}}:bell"  # list, queue; one element a wake-up, at most 256; allow-listed
 
 
+def urgent_bell(pool: str) -> str:
+    return f"hr:{{{pool}}}:urgent"  # list, queue; as `bell`, for interactive work alone; allow-listed
+
+
 def workers(pool: str) -> str:
     return f"hr:{{{pool}}}:workers"  # zset worker id -> lease's end ms (0: being reaped), queue; allow-listed
 
@@ -104,6 +108,10 @@ def idempotency(pool: str, tenant: str, digest: str) -> str:
     return f"hr:{{{pool}}}:idem:{tenant}:{digest}"  # string `<job id> <fingerprint>`, queue; TTL
 
 
+def tenant_jobs(pool: str, tenant: str) -> str:
+    return f"hr:{{{pool}}}:jobs:{tenant}"  # zset job id -> created µs, queue; TTL
+
+
 def warm(pool: str) -> str:
     return f"hr:{{{pool}}}:warm"  # hash batch key -> `<worker> <ms>` that served it last, queue; TTL
 
@@ -141,23 +149,14 @@ def backend_keys(backend: str) -> str:
     return f"hr:{{b:{backend}}}:keys"  # hash API key's digest -> ms until which it is not to be used, backends; TTL
 
 
-def tenant_prefix(tenant: str) -> str:
-    """What every key of a tenant begins with."""
-    return f"hr:{{t:{tenant}}}:"
-
-
-def tenant_jobs(tenant: str) -> str:
-    return f"hr:{{t:{tenant}}}:jobs"  # zset job id -> created µs, queue; TTL
-
-
 def tenant_idempotency(tenant: str, digest: str) -> str:
     return f"hr:{{t:{tenant}}}:idem:{digest}"  # string: fingerprint of the body that came with it, queue; TTL
 
 
 ALLOWED_WITHOUT_TTL = frozenset(
     {
-        "lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "workers", "stats", "lane", "held",
-        "waiting", "capacity", "ended",
+        "lanes", "fair", "delayed", "deadlines", "abandoned", "dead", "bell", "urgent", "workers", "stats", "lane",
+        "held", "waiting", "capacity", "ended",
     }
 )  # fmt: skip
 """The second part of the keys that may stand without a TTL; everything else must have one."""

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from common import keys
-from common.contracts import Failure, Outcome, State
+from common.contracts import Failure, Outcome, State, pool_of
 from common.inspection import parse_info
 from common.ledger.rows import Accepted, End
 from common.store import Store
@@ -116,20 +116,24 @@ class Outbox:
 
     async def index_places(self, tenant: str, job_ids: Sequence[str]) -> list[tuple[int, str]]:
         """(when accepted in µs, id) of those of these jobs that are in the tenant's index."""
-        if not job_ids:
-            return []
-        scores: list[bytes | None] = await self._store.command("ZMSCORE", keys.tenant_jobs(tenant), *job_ids)
-        return [(int(float(score)), one) for one, score in zip(job_ids, scores, strict=True) if score is not None]
-
-    async def index_page(self, tenant: str, *, most: int, below: tuple[int, str] | None) -> list[tuple[int, str]]:
-        """(when accepted in µs, id) of the tenant's jobs, newest first, those that come after `below` in this order."""
-        start = "+inf" if below is None else below[0]
-        limit = most + MOST_AT_ONCE
-        flat: list[bytes] = await self._store.command(
-            *("ZREVRANGEBYSCORE", keys.tenant_jobs(tenant), start, "-inf", "WITHSCORES", "LIMIT", 0, limit)
+        homes = [(one, pool) for one in job_ids if (pool := pool_of(one)) is not None]
+        scores: list[bytes | None] = await asyncio.gather(
+            *(self._store.command("ZSCORE", keys.tenant_jobs(pool, tenant), one) for one, pool in homes)
         )
-        places = [(int(float(score)), raw.decode()) for raw, score in zip(flat[::2], flat[1::2], strict=True)]
-        return [place for place in places if below is None or place < below][:most]
+        return [(int(float(score)), one) for (one, _), score in zip(homes, scores, strict=True) if score is not None]
+
+    async def index_page(
+        self, tenant: str, pools: Sequence[str], *, most: int, below: tuple[int, str] | None
+    ) -> list[tuple[int, str]]:
+        """(when accepted in µs, id) of the tenant's jobs, newest first, those that come after `below` in this order."""
+        begin = "+inf" if below is None else below[0]
+        range_ = (begin, "-inf", "WITHSCORES", "LIMIT", 0, most + MOST_AT_ONCE)
+        flats: list[list[bytes]] = await asyncio.gather(
+            *(self._store.command("ZREVRANGEBYSCORE", keys.tenant_jobs(pool, tenant), *range_) for pool in pools)
+        )
+        pairs = [pair for flat in flats for pair in zip(flat[::2], flat[1::2], strict=True)]
+        places = [(int(float(score)), raw.decode()) for raw, score in pairs]
+        return sorted((place for place in places if below is None or place < below), reverse=True)[:most]
 
     async def run_id(self) -> str:
         """The server's own mark of this run of it: another after each restart, and on another server."""

@@ -92,11 +92,14 @@ class _Trip:
 class Store:
     """One process's connection to Redis, and the scripts."""
 
-    def __init__(self, pool: ConnectionPool, *, clock_offset_ms: int = 0) -> None:
+    def __init__(
+        self, pool: ConnectionPool, *, clock_offset_ms: int = 0, reply_timeout_s: float = REPLY_TIMEOUT_S
+    ) -> None:
         self.pool = pool
         self.client: Redis = Redis(connection_pool=pool)
         self.scripts = load_scripts()
         self.clock_offset_ms = clock_offset_ms
+        self._reply_timeout_s = reply_timeout_s
         self._waiting: list[_Trip] = []
         self._connection: AbstractConnection | None = None
         self._wake: asyncio.Event = asyncio.Event()
@@ -107,12 +110,12 @@ class Store:
         self._load = [_pack(("SCRIPT", "LOAD", script.source)) for script in self.scripts.values()]
 
     @classmethod
-    def from_url(cls, url: str, *, clock_offset_ms: int = 0) -> Store:
+    def from_url(cls, url: str, *, clock_offset_ms: int = 0, reply_timeout_s: float = REPLY_TIMEOUT_S) -> Store:
         """A store at this URL (`common.sentinel` knows those of a failover group); nothing is connected yet.
 
         Retrying is switched off: a write whose reply was lost must not be sent twice behind our back.
         """
-        return cls(_pool(url), clock_offset_ms=clock_offset_ms)
+        return cls(_pool(url), clock_offset_ms=clock_offset_ms, reply_timeout_s=reply_timeout_s)
 
     async def close(self) -> None:
         """Ends the pump and every connection; calls still waiting, and later ones, fail with StoreUnavailable."""
@@ -168,7 +171,7 @@ class Store:
 
     async def _exchange(self, trips: list[_Trip]) -> None:
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
+            async with asyncio.timeout(self._reply_timeout_s):
                 replies = await self._replies(trips)
         except RedisError as error:
             await self._give_up(trips, _translate(error, "the connection"))
@@ -223,14 +226,14 @@ class Store:
     async def blocking(self) -> AsyncGenerator[BlockingReader]:
         """A connection of its own for commands that wait on the server; closed at the end."""
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
+            async with asyncio.timeout(self._reply_timeout_s):
                 connection = await self.pool.get_connection()  # pyright: ignore[reportUnknownMemberType]
         except RedisError as error:
             raise _translate(error, "the connection") from error
         except _UNAVAILABLE as error:
             raise _unreachable(error) from error
         try:
-            yield BlockingReader(connection)
+            yield BlockingReader(connection, self._reply_timeout_s)
         finally:
             await _hang_up(connection)
             await self.pool.release(connection)
@@ -239,8 +242,9 @@ class Store:
 class BlockingReader:
     """A connection that one reader waits on."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, reply_timeout_s: float) -> None:
         self._connection = connection
+        self._reply_timeout_s = reply_timeout_s
 
     async def command(self, *words: Argument, wait_s: float) -> Any:
         """The raw reply of a command that waits up to `wait_s` on the server. Raises StoreUnavailable or InternalError.
@@ -253,7 +257,7 @@ class BlockingReader:
             await _hang_up(self._connection)
             raise StoreUnavailable("The queue's store has moved to another server.")
         try:
-            async with asyncio.timeout(wait_s + REPLY_TIMEOUT_S):
+            async with asyncio.timeout(wait_s + self._reply_timeout_s):
                 await self._connection.send_packed_command([packed])
                 return await _read_raw(self._connection)
         except RedisError as error:

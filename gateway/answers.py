@@ -16,8 +16,8 @@ from common.stream import OUTCOME, Entry
 from gateway.dialects.native import answer_body
 from gateway.dialects.openai import ChunkShape
 from gateway.errors import openai_error
-from gateway.hub import Subscription, Waiter
 from gateway.parts import Parts
+from gateway.readers import Subscription, Waiter
 from gateway.relay import EventStream, Relay, has_substance, stored_frames
 
 DURABILITY: Final = "x-headrace-durability"

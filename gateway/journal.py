@@ -23,7 +23,6 @@ from common.queue import Admitted, Queue, Record, Submitted
 from common.store import Store
 from gateway.admission import Admission
 from gateway.idempotency import reused
-from gateway.listing import Listing
 from gateway.pressure import Pressure
 
 log = structlog.get_logger(__name__)
@@ -169,7 +168,6 @@ class Journal:
         self._queue = queue
         self._admission = admission
         self._clock = clock
-        self.listing = Listing(self._outbox, ledger)
         self._writer = Writer(ledger, clock) if ledger else None
         self._kept: dict[str, tuple[float, bool]] = {}
         self._told: set[str] = set()

@@ -1,7 +1,8 @@
-"""A tenant's jobs, newest first: those in the store's index, and those that only the ledger still knows."""
+"""A tenant's jobs, newest first: those in the store's index of each pool, and those only the ledger still has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from common.ledger.journal import JournalLedger
@@ -16,8 +17,9 @@ MOST_PAGES: Final = 20
 class Listing:
     """Pages of job ids. Every method may raise StoreUnavailable or LedgerUnavailable."""
 
-    def __init__(self, outbox: Outbox, ledger: JournalLedger | None) -> None:
+    def __init__(self, outbox: Outbox, pools: Sequence[str], ledger: JournalLedger | None) -> None:
         self._outbox = outbox
+        self._pools = pools
         self._ledger = ledger
 
     async def page(self, tenant: str, *, most: int, after: str | None) -> list[str] | None:
@@ -25,7 +27,7 @@ class Listing:
         below = None if after is None else await self._place(tenant, after)
         if after is not None and below is None:
             return None
-        indexed = await self._outbox.index_page(tenant, most=most, below=below)
+        indexed = await self._outbox.index_page(tenant, self._pools, most=most, below=below)
         floor = indexed[-1] if len(indexed) == most else None
         kept = await self._only_kept(tenant, most, below, floor)
         return [job_id for _, job_id in sorted(indexed + kept, reverse=True)[:most]]

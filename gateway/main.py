@@ -23,6 +23,7 @@ from common.ledger.database import Database
 from common.ledger.journal import JournalLedger
 from common.log import configure
 from common.metrics import GatewayMetrics
+from common.outbox import Outbox
 from common.queue import Queue, Retention
 from common.store import Store
 from common.stream import StreamStore
@@ -32,10 +33,12 @@ from gateway.auth import Auth
 from gateway.estimates import Estimates
 from gateway.http import BoundedProtocol
 from gateway.http import install as install_http
-from gateway.hub import Hub, Limits
+from gateway.hub import Hub
 from gateway.journal import Journal
+from gateway.listing import Listing
 from gateway.parts import Parts
 from gateway.pressure import Pressure
+from gateway.readers import Limits
 from gateway.routes import admin, chat, embeddings, jobs, status
 from gateway.withdrawal import Withdrawals
 
@@ -107,6 +110,7 @@ def open_parts(settings: Settings, store: Store) -> Parts:
         withdrawals=withdrawals,
         estimates=estimates,
         journal=Journal(ledger, store, queue, admission, pressure, clock),
+        listing=Listing(Outbox(store), settings.all_pools, ledger),
     )
 
 

@@ -16,6 +16,7 @@ from gateway.auth import Auth
 from gateway.estimates import Estimates
 from gateway.hub import Hub
 from gateway.journal import Journal
+from gateway.listing import Listing
 from gateway.pressure import Pressure
 from gateway.withdrawal import Withdrawals
 
@@ -38,3 +39,4 @@ class Parts:
     withdrawals: Withdrawals
     estimates: Estimates
     journal: Journal
+    listing: Listing

@@ -19,7 +19,8 @@ from common.queue import Place
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
 from gateway.dialects.openai import ChunkShape
 from gateway.http import HANG_UP
-from gateway.hub import Hub, Subscription, events_in
+from gateway.hub import Hub
+from gateway.readers import Subscription, events_in
 
 log = structlog.get_logger(__name__)
 
@@ -84,25 +85,32 @@ class Relay:
         return b"".join([self._entry(entry) for entry in entries])
 
     def _entry(self, entry: Entry) -> bytes:
-        anew = self._anew(entry.last)
+        # Only who reads from the store sees an attempt begin: what readers are told must not depend on where they read.
         if entry.kind == STARTED or self._done:
+            return b""
+        anew = self._anew(entry.last.fence)
+        if self._done:
             return anew
         self._seen = entry.last
         if entry.kind == EVENTS:
             return anew + self._events(entry)
         return anew + (self._end(entry) if entry.kind == OUTCOME else b"")
 
-    def _anew(self, position: Position) -> bytes:
-        """Empty, unless the reader has events of an earlier attempt: then its answer begins anew, and it is told so."""
+    def _anew(self, fence: int) -> bytes:
+        """Empty, unless the reader has events of an earlier attempt: then its answer begins anew, and it is told so.
+
+        Told just before the first that the new attempt says, under that attempt's beginning: a resume from there has
+        all of it. Who wants no second answer is told under no id, so that a resume is told the same again.
+        """
         seen = self._seen
-        if seen is None or seen.seq == 0 or position.fence == seen.fence:
+        if seen is None or seen.seq == 0 or fence == seen.fence:
             return b""
-        self._seen = Position(position.fence, 0)
         if self._on_interrupt is OnInterrupt.RESTART:
+            self._seen = Position(fence, 0)
             return self._shape.reset_frame(str(self._seen).encode())
         self._done = True
         text = "The answer broke off and was begun anew; what comes would not fit what you have."
-        return self._shape.error_frame(str(position).encode(), Failure("upstream_interrupted", text))
+        return self._shape.error_frame(None, Failure("upstream_interrupted", text))
 
     def _events(self, entry: Entry) -> bytes:
         fence = entry.last.fence

@@ -15,10 +15,30 @@ from tests.support.postgres import binaries as postgres_binaries
 from tests.support.redis_server import EVERY_WRITE_KEPT, RedisServer, binaries
 from tests.support.runner import run
 
+MARKERS = (
+    "slow: takes minutes; ./just chaos runs it, ./just test does not",
+    "lengthy: takes seconds that nothing can shorten; ./just test runs it, ./just quick does not",
+    "either_server: one kind of server is enough to show it; lengthy on every other than Valkey",
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the marker of what `./just chaos` runs and `./just test` leaves out."""
-    config.addinivalue_line("markers", "slow: takes minutes; part of ./just chaos")
+    """Names the markers by which the recipes choose."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what need not meet the second kind of server each time."""
+    for item in items:
+        if item.get_closest_marker("either_server") and _server_kind_of(item) not in (None, "valkey"):
+            item.add_marker("lengthy")
+
+
+def _server_kind_of(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("server_kind") if callspec else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -71,7 +91,7 @@ def own_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> It
     )
     server.start()
     yield server
-    server.stop()
+    server.kill()  # nobody asks for its data any more, and an orderly end takes a tenth of a second
 
 
 @pytest.fixture(scope="session")

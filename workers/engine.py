@@ -24,6 +24,7 @@ from common.contracts import Failure, JsonObject, State
 from common.errors import HeadraceError, LaterError
 from common.queue import Cap, Claim, PutBack, Queue, Settlement
 from common.store import BlockingReader, Store
+from workers.bells import Ring, bells, ring_of
 from workers.endings import CANCELLED, LATE, RETRY_STORE_S, Endings
 from workers.orders import Order, Verb, read_order
 from workers.preemption import moved, overdraft, who_gives_way, yielding
@@ -33,7 +34,7 @@ __all__ = ["Duties", "EngineOptions", "GiveBack", "PoolWorker", "Run"]
 
 log = structlog.get_logger(__name__)
 
-BELL_WAIT_S: Final = 1.0
+ROUND_S: Final = 1.0
 LAST_STEPS_S: Final = 3.0
 FUNCTION: Final = "inference"
 DRAINED: Final = Failure("upstream_interrupted", "The worker was stopped in mid-answer; ask again.")
@@ -129,8 +130,11 @@ class PoolWorker(Worker):
         self._settling: set[str] = set()
         self._next: dict[str, Claim] = {}
         self._wanted = asyncio.Event()
+        self._looked = asyncio.Event()
         self._freed = asyncio.Event()
         self._more_waits = False
+        self._kept: set[str] = set()
+        self._unheard: frozenset[str] = frozenset()
         self._doubtful = False
         self._draining = False
         self._helpers: list[asyncio.Task[None]] = []
@@ -271,7 +275,8 @@ class PoolWorker(Worker):
         try:
             if self._doubtful:
                 await self._return_unknown()
-            self._more_waits = False
+            # One that is full doesn't ask, and so hears nothing new of what waits.
+            self._more_waits = self._more_waits and self.free <= 0
             for pool in self._lanes:
                 await self._claim(pool)
         except HeadraceError as error:
@@ -279,7 +284,9 @@ class PoolWorker(Worker):
             await self._clock.sleep(RETRY_STORE_S)
             self._doubtful = True
             self._wanted.set()
-        if self._clock.monotonic_s() - self._last_cron_s >= BELL_WAIT_S:
+        finally:
+            self._looked.set()
+        if self._clock.monotonic_s() - self._last_cron_s >= ROUND_S:
             self._last_cron_s = self._clock.monotonic_s()
             await self.heart_beat()
 
@@ -299,11 +306,21 @@ class PoolWorker(Worker):
                 return  # no lease: the next beat finds out and starts anew
             for claim in claims:
                 caps = moved(caps, self._start(claim), -1)
+            await self._note_kept(pool, kept=claims.kept)
             if len(claims) < most:
                 # Behind a cap that is reached more may wait: as soon as a slot is free it is worth asking again.
                 self._more_waits |= any(cap.most <= 0 for cap in caps)
                 return
             self._more_waits = True
+
+    async def _note_kept(self, pool: str, *, kept: bool) -> None:
+        """Which bells the worker waits on follows from this, also where it waits already."""
+        if kept:
+            self._kept.add(pool)
+            return
+        self._kept.discard(pool)
+        if pool in self._unheard:
+            await self._queue.nudge(pool, self.id)
 
     def _caps(self, pool: str) -> list[Cap]:
         caps = self._duties.caps.get(pool)
@@ -332,6 +349,8 @@ class PoolWorker(Worker):
         if self.tasks.get(job_id) is task:
             del self.tasks[job_id]
         self._attempts.pop(job_id, None)
+        if job_id not in self._settling:
+            self._look_again()  # its slot is free only now
         self._settling.discard(job_id)
         self.aborting_tasks.discard(job_id)
         self._freed.set()
@@ -375,15 +394,30 @@ class PoolWorker(Worker):
                     self._freed.clear()
                     await self._freed.wait()
                     continue
-                # Its own bells first: they ring for jobs whose prefix is warm here.
-                bells = {keys.worker_bell(pool, self.id): pool for pool in self._lanes}
-                bells |= {keys.bell(pool): pool for pool in self._lanes}
-                rung = await reader.command("BLPOP", *bells, BELL_WAIT_S, wait_s=BELL_WAIT_S)
-                if rung is not None and self.free <= 0:
+                ring = await self._ring(reader)
+                if ring is None or not (ring.nudged or self.free <= 0):
+                    # A first token waits for the claim; to listen again has time until that is answered.
+                    self._looked.clear()
+                    self._wanted.set()
+                    await self._looked.wait()
+                elif not ring.nudged:
                     # The slots went to others meanwhile: the call is for a worker that has one.
-                    await self._queue.ring(bells[rung[0].decode()])
-                    continue
-                self._wanted.set()
+                    await self._queue.ring(ring.pool, urgent=ring.urgent)
+
+    async def _ring(self, reader: BlockingReader) -> Ring | None:
+        """The next ring; None after a while without any, as one may be lost, and slots are not kept for ever."""
+        self._unheard = frozenset(self._kept)
+        heard, wait_s = bells(self._lanes, self.id, self._unheard), self._options.bell_wait_s
+        try:
+            rung = await reader.command("BLPOP", *heard, wait_s, wait_s=wait_s)
+        finally:
+            self._unheard = frozenset()
+        return None if rung is None else ring_of(heard[rung[0].decode()], rung[1])
+
+    def _look_again(self) -> None:
+        """A slot is free: claims for it where the last claim left something, or may have."""
+        if self._more_waits or self._kept:
+            self._wanted.set()
 
     # --- urgent work pushes other work out ----------------------------------------------------------------------------
 
@@ -439,7 +473,7 @@ class PoolWorker(Worker):
 
     async def _obey(self, reader: BlockingReader) -> None:
         lists = [keys.control(pool, self.id) for pool in self._lanes]
-        found = await reader.command("BLPOP", *lists, BELL_WAIT_S, wait_s=BELL_WAIT_S)
+        found = await reader.command("BLPOP", *lists, ROUND_S, wait_s=ROUND_S)
         order = read_order(found[1]) if found is not None else None
         if order is None:
             return
@@ -516,6 +550,5 @@ class PoolWorker(Worker):
     async def _settle(self, attempt: Attempt, end: Settlement) -> None:
         self._settling.add(attempt.claim.job.id)
         self._freed.set()
-        if self._more_waits:
-            self._wanted.set()  # the claim for the freed slot goes in the same trip as the settle
+        self._look_again()  # the claim for the freed slot goes in the same trip as the settle
         await self._endings.settle(attempt, end)

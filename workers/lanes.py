@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 from common import keys
 from common.breaker import Phase
 from common.config import Settings
 from common.contracts import Priority
 from common.queue import Cap
 from workers.fleet import Fleet
+
+LEAST_SLOTS_TO_KEEP_FROM: Final = 8
+
+
+def kept_slots(concurrency: int, share: float) -> int:
+    """How many of a worker's slots are kept for interactive work, while some came lately: the share, rounded up.
+
+    None of fewer than eight: slots are whole, and one of seven, left idle for work that may come, costs the others
+    more than an eighth of the worker; one of one would leave them nothing. There batch work may give way instead.
+    """
+    if concurrency < LEAST_SLOTS_TO_KEEP_FROM:
+        return 0
+    return math.ceil(round(concurrency * share, 6))  # 140 × 0.05 is a little more than 7
 
 
 class Lanes:

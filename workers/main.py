@@ -29,7 +29,7 @@ from workers.embedding import Embedding
 from workers.engine import Duties, EngineOptions, PoolWorker, Run
 from workers.fleet import Fleet
 from workers.inference import Inference
-from workers.lanes import Lanes
+from workers.lanes import Lanes, kept_slots
 from workers.providers.registry import make
 from workers.providers.transport import new_client
 from workers.publisher import Publisher
@@ -89,7 +89,8 @@ class Process:
             preemptible=frozenset(Priority[name.upper()] for name in settings.preemptible),
             preempt_after_ms=settings.preempt_after_ms,
         )
-        queue = Queue(self.store, retention=Retention.of(settings))
+        kept = kept_slots(settings.worker_concurrency, settings.interactive_reserve)
+        queue = Queue(self.store, retention=Retention.of(settings), kept_slots=kept)
         self.worker = PoolWorker(self.store, queue, clock, duties, options)
         self.metrics.watch_running(lambda: self.worker.running)
 

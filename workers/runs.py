@@ -101,7 +101,8 @@ class Attempt:
 class EngineOptions:
     """Limits and times of one worker process.
 
-    Jobs of the `preemptible` classes give way to interactive ones that have waited for `preempt_after_ms`.
+    Jobs of the `preemptible` classes give way to interactive ones that have waited for `preempt_after_ms`. Without a
+    ring for `bell_wait_s` a worker looks for work all the same.
     """
 
     concurrency: int = 64
@@ -109,6 +110,7 @@ class EngineOptions:
     drain_s: float = 20
     preemptible: frozenset[Priority] = frozenset()
     preempt_after_ms: int = 100
+    bell_wait_s: float = 1
 
 
 def nothing_more(_: Claim) -> None:

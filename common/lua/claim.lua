@@ -5,24 +5,28 @@
 -- never holds up chat.
 -- Jobs whose batch key this worker served last go first within a window, and the first one's key is taken along; a head
 -- is passed over a bounded number of times, a young job is left for a moment to a free worker that is warm for it.
+-- While interactive work came lately a worker's last free slots are kept for it: lower classes get none of them, but for
+-- an aged one whose turn it is when interactive work waits. What is held back rings for workers that keep nothing.
 -- Marks owner and fence and opens the stream entry.
 -- KEYS 1 lanes (set)  2 fair (hash)  3 workers (zset)  4 bell (list)  5 held (hash)  6 waiting (hash)  7 warm (hash)
---      8 capacity (hash)
+--      8 capacity (hash)  9 urgent bell (list)
 -- ARGV 1 pool prefix  2 clock offset ms  3 worker id  4 most jobs to take (n)  5 batch window, members
 --      6 slack of class 1 ms  7 slack of class 2 ms  8 share of the slots' time that an aged class earns, 0 to 1
 --      9 how long a stream outlives its job's deadline, ms  10 how long a job is left to its warm worker, ms
 --      11 most claims in a row that pass over a head  12 least age of a job to be taken, ms  13 how long a key stays warm, ms
---      14 number of caps, each a most number of jobs to take from the lanes that name it
---      15… the caps, then for each lane this worker can serve now: name, number of its cap or 0
--- Returns {-1} when the worker has no lease, else {now ms, then for each job: id, fence, attempt, failures,
---      created ms, deadline ms, spec}
+--      14 how many slots are kept free for interactive work  15 for how long after the last such job, ms
+--      16 number of caps, each a most number of jobs to take from the lanes that name it
+--      17… the caps, then for each lane this worker can serve now: name, number of its cap or 0
+-- Returns {-1} when the worker has no lease, else {now ms, 1 where the slots that are left are kept or else 0, then for
+--      each job: id, fence, attempt, failures, created ms, deadline ms, spec}
 -- Derives `job:`, `stream:`, `lane:`, `held:`, `delayed` keys.
-local lanes, fair, workers, bell, held, waiting, warm, capacity = unpack(KEYS)
+local lanes, fair, workers, bell, held, waiting, warm, capacity, urgent_bell = unpack(KEYS)
 local prefix, offset_ms, worker, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], math.min(tonumber(ARGV[4]), 1000)
 local most_dropped, most_warm, most_credit_ms, unknown_ms_per_token = 1000, 4096, 3600000, 10
 local window, share, retention_ms = tonumber(ARGV[5]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local slack_ms = {[0] = 0, tonumber(ARGV[6]), tonumber(ARGV[7])}
 local hold_ms, most_passes, least_age_ms, warm_ms = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
+local keep, lately_ms = tonumber(ARGV[14]), tonumber(ARGV[15])
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
@@ -30,20 +34,20 @@ local lease_ms = tonumber(redis.call('ZSCORE', workers, worker) or 0)
 if lease_ms == 0 then return {-1} end
 
 local caps, served = {[0] = n}, {}
-local last_cap = 14 + tonumber(ARGV[14])
-for i = 15, last_cap do caps[i - 14] = tonumber(ARGV[i]) end
+local last_cap = 16 + tonumber(ARGV[16])
+for i = 17, last_cap do caps[i - 16] = tonumber(ARGV[i]) end
 for i = last_cap + 1, #ARGV, 2 do served[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- A lane here: its name, class, cap, and the head of its zset as a flat list of member, tag, member, tag, …
-local open, classes = {}, {}
+local open, urgent_lanes = {}, 0
 for _, name in ipairs(redis.call('SMEMBERS', lanes)) do
+  if string.sub(name, 1, 1) == '0' then urgent_lanes = urgent_lanes + 1 end
   if served[name] and caps[served[name]] > 0 then
     local head = redis.call('ZRANGE', prefix .. 'lane:' .. name, 0, n - 1, 'WITHSCORES')
     if #head > 0 then
       local class = tonumber(string.sub(name, 1, 1))
       open[#open + 1] = {name = name, class = class, cap = served[name], head = head, at = 1, taken = {}, gone = {},
         tokens = 0, dropped_tokens = 0, slot_ms = 0, passes = 0}
-      classes[class] = true
     end
   end
 end
@@ -84,12 +88,18 @@ local function first_of_classes()
 end
 
 local credits, aging, credits_changed = {0, 0}, {}, false
-local contended = (classes[0] and (classes[1] or classes[2])) or (classes[1] and classes[2])
-if contended then
-  local kept = redis.call('HMGET', fair, 'c:1', 'c:2', 'g:1', 'g:2')
-  credits = {tonumber(kept[1] or 0), tonumber(kept[2] or 0)}
-  aging = {kept[3], kept[4]}
+local virtual_times, urgent_ms, urgent_given = {}, 0, false
+if #open > 0 or n <= keep then
+  local known = redis.call('HMGET', fair, 'c:1', 'c:2', 'g:1', 'g:2', 'v:0', 'v:1', 'v:2', 'u')
+  credits = {tonumber(known[1] or 0), tonumber(known[2] or 0)}
+  aging = {known[3], known[4]}
+  virtual_times = {[0] = tonumber(known[5] or -1), tonumber(known[6] or -1), tonumber(known[7] or -1)}
+  urgent_ms = tonumber(known[8] or 0)
 end
+
+-- Whether some of this worker's slots are for interactive work alone. A time far ahead is of a clock that went back.
+local lately = math.abs(now_ms - urgent_ms) < lately_ms
+local function keeping() return keep > 0 and (lately or urgent_given) end
 
 -- How long a job is likely to hold a slot, by its cost, as the lane's last ones did.
 local function likely_ms(lane, cost)
@@ -110,12 +120,19 @@ local function aged_out(class, lane)
   return aging[class]
 end
 
+local count, dropped, held_back = 0, 0, false
+local function kept() return keeping() and n - count <= keep end
+
 -- The lane to take from, whether it is on an aged class's share, and the classes that earn by what is taken. A class
 -- has earned its turn when it could pay for the job that it keeps waiting; what its own costs more it owes.
 local function choose()
   local first = first_of_classes()
   local best = first[0] or first[1] or first[2]
   if not best then return nil end
+  if best.class > 0 and kept() then
+    held_back = true
+    return nil
+  end
   local aged = {}
   for class = best.class + 1, 2 do
     local lane = first[class]
@@ -133,8 +150,7 @@ local function choose()
   return best, false, aged
 end
 
-local reply = {now_ms}
-local count, dropped = 0, 0
+local reply = {now_ms, 0}
 local left_by = {}
 
 -- What the job's true time in its slot will change in the classes' credits: class and factor, for each.
@@ -160,15 +176,17 @@ local function take(lane, member, tag, account, along)
     return
   end
   local credit = ''
-  if account ~= '' then
+  if account ~= '' or (keeping() and lane.class > 0 and credits[lane.class] > 0) then
     local slot_ms = likely_ms(lane, tonumber(field[8] or 1))
     lane.slot_ms = lane.slot_ms + slot_ms
-    credit = string.format('%.3f', slot_ms) .. account
+    if account ~= '' then credit = string.format('%.3f', slot_ms) .. account end
   end
   local fence = math.max(now_ms, tonumber(field[3]) + 1)
-  local fence_text, attempt = string.format('%.0f', fence), tonumber(field[4]) + 1
+  local fence_text, attempt = string.format('%.0f', fence), tonumber(field[4] or 0) + 1
   redis.call('HSET', job, 'state', 'running', 'worker', worker, 'fence', fence_text, 'attempt', attempt,
-    'started_ms', now_ms, 'credit', credit)
+    'started_ms', now_ms)
+  -- An earlier attempt's account is settled.
+  if credit ~= '' or attempt > 1 then redis.call('HSET', job, 'credit', credit) end
   redis.call('HSET', held, id, fence_text)
   local stream = prefix .. 'stream:' .. id
   redis.call('XADD', stream, fence_text .. '-0', 's', attempt)
@@ -182,18 +200,19 @@ local function take(lane, member, tag, account, along)
     redis.call('PEXPIRE', warm, warm_ms)
   end
   count = count + 1
+  if lane.class == 0 then urgent_given = true end
   if not along then caps[lane.cap] = caps[lane.cap] - 1 end
   lane.tokens = lane.tokens + tonumber(field[8] or 1)
   left_by[field[9]] = (left_by[field[9]] or 0) + 1
   local last = #reply
-  reply[last + 1], reply[last + 2], reply[last + 3], reply[last + 4] = id, fence_text, attempt, tonumber(field[5])
+  reply[last + 1], reply[last + 2], reply[last + 3], reply[last + 4] = id, fence_text, attempt, tonumber(field[5] or 0)
   reply[last + 5], reply[last + 6], reply[last + 7] = field[6], field[2], field[7]
 end
 
 local function take_same_key(lane, key, account)
   local near = redis.call('ZRANGE', prefix .. 'lane:' .. lane.name, 0, window - 1, 'WITHSCORES')
   for i = 1, #near, 2 do
-    if count >= n or (caps[lane.cap] <= 0 and not joint(key)) then return end
+    if count >= n or (caps[lane.cap] <= 0 and not joint(key)) or (lane.class > 0 and kept()) then return end
     if not lane.gone[near[i]] and key_of(near[i]) == key then
       take(lane, near[i], near[i + 1], account, joint(key))
     end
@@ -261,6 +280,11 @@ while count < n and dropped < most_dropped do
       credits_changed = true
     else
       served_at_last[lane.class] = true
+      -- While slots are kept, what a class is given besides counts as its turns: it has no need of those of the kept.
+      if slot_ms > 0 and keeping() and lane.class > 0 and credits[lane.class] > 0 then
+        credits[lane.class] = math.max(0, credits[lane.class] - slot_ms)
+        credits_changed = true
+      end
     end
     for _, class in ipairs(earning) do
       credits[class] = credits[class] + share * slot_ms
@@ -280,23 +304,25 @@ for _, lane in ipairs(open) do
     lane.emptied = redis.call('EXISTS', key) == 0
     if lane.emptied then
       redis.call('SREM', lanes, lane.name)
+      if lane.class == 0 then urgent_lanes = urgent_lanes - 1 end
       if lane.passes > 0 then redis.call('HDEL', fair, 'p:' .. lane.name) end
     end
   end
 end
 -- Virtual time never goes back: a job that was put back has an old tag.
+local noted = {}
+local function note(field, value) noted[#noted + 1], noted[#noted + 2] = field, value end
 for class, tag in pairs(virtual) do
-  local known = redis.call('HMGET', fair, 'v:' .. class, 'g:' .. class)
-  if tag > tonumber(known[1] or -1) then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', tag)) end
-  if known[2] and served_at_last[class] and (aging[class] or not contended) then
-    redis.call('HDEL', fair, 'g:' .. class)
-  end
+  if tag > virtual_times[class] then note('v:' .. class, string.format('%.3f', tag)) end
+  if aging[class] and served_at_last[class] then redis.call('HDEL', fair, 'g:' .. class) end
 end
 if credits_changed then
   for class, credit in ipairs(credits) do
-    redis.call('HSET', fair, 'c:' .. class, math.max(-most_credit_ms, math.min(most_credit_ms, credit)))
+    note('c:' .. class, math.max(-most_credit_ms, math.min(most_credit_ms, credit)))
   end
 end
+if urgent_given and math.abs(now_ms - urgent_ms) >= 1000 then note('u', now_ms) end
+if #noted > 0 then redis.call('HSET', fair, unpack(noted)) end
 local idle = redis.call('SCARD', lanes) == 0
 if idle and redis.call('EXISTS', prefix .. 'delayed') == 0 then
   -- What was counted wrong is forgotten with the rest.
@@ -313,10 +339,26 @@ else
     if redis.call('HINCRBY', waiting, 'j:' .. tenant, -jobs) <= 0 then redis.call('HDEL', waiting, 'j:' .. tenant) end
   end
 end
--- Nothing waits: the bells still hanging would only wake workers for nothing.
-if idle then
-  redis.call('DEL', bell)
-elseif dropped >= most_dropped then
-  redis.call('LPUSH', bell, 1)
+
+-- Free workers of the pool are to come for what is held back, also where this one was to serve its batch key.
+local function ring_on()
+  for _, lane in ipairs(open) do
+    local key = lane.class > 0 and waits(lane) and key_of(lane.head[lane.at]) or ''
+    if key ~= '' and redis.call('HGET', warm, key) == worker then redis.call('HDEL', warm, key) end
+  end
+  if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, 1) end
 end
+
+-- Bells that still hang though nothing waits would only wake workers for nothing.
+if idle then
+  redis.call('DEL', bell, urgent_bell)
+else
+  if urgent_given and urgent_lanes == 0 then redis.call('DEL', urgent_bell) end
+  if dropped >= most_dropped then
+    redis.call('LPUSH', bell, 1)
+    redis.call('LPUSH', urgent_bell, 1)
+  end
+  if held_back then ring_on() end
+end
+if kept() then reply[2] = 1 end
 return reply

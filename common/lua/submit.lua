@@ -2,20 +2,20 @@
 -- Admits one job: writes its record and puts it in its lane, or among the delayed; or refuses it and writes nothing.
 -- Refused are an id or an idempotency key that is taken, a full lane, a tenant with too much waiting, and a job that
 -- would not end before its deadline at the pace measured. Runs out of memory cleanly: no allow-oom.
--- KEYS 1 job (hash)  2 lane (zset)  3 lanes (set)  4 fair (hash)  5 deadlines (zset)  6 delayed (zset)
---      7 bell (list)  8 stats (hash)  9 waiting (hash)  10 idempotency (string; the job's key again where there is none)
---      11 warm (hash)  12 capacity (hash)  13 workers (zset)
+-- KEYS 1 job (hash)  2 lane (zset)  3 lanes (set)  4 fair (hash)  5 deadlines (zset)
+--      6 its class's bell (list)  7 stats (hash)  8 waiting (hash)  9 tenant's jobs (zset)
+--      10 idempotency (string), where the job has such a key
 -- ARGV 1 pool prefix  2 clock offset ms  3 job id  4 lane name  5 spec (JSON)  6 tenant  7 batch key (hex or '')
 --      8 cost in tokens  9 deadline in ms from now  10 delay ms  11 max attempts
 --      12 on_disconnect  13 on_interrupt  14 gateway whose inbox gets the frames, or ''  15 most jobs in the lane
 --      16 how long the record outlives the deadline, ms  17 the tenant's weight  18 most jobs of the tenant that wait
 --      19 fingerprint of the body that came with the idempotency key, or ''  20 '1': the ledger has it too
---      21 '1': it was accepted before, and the store lost it: no limit refuses it
+--      21 '1': it was accepted before, and the store lost it: no limit refuses it  22 most jobs in the tenant's list
 -- Returns {code, job id, created ms, jobs ahead, wait ms or -1, ms until it may be taken or -1};
 --      code: 0 accepted, 1 duplicate, 2 lane full, 3 tenant has too much waiting, 4 would end too late, 5 key taken by
 --      another body
--- Derives `job:`, `bell:` and `held:` keys.
-local job, lane, lanes, fair, deadlines, delayed, bell, stats, waiting, idem, warm, capacity, workers = unpack(KEYS)
+-- Derives `job:`, `bell:` and `held:` keys, and where they are needed `delayed`, `warm`, `workers` and `capacity`.
+local job, lane, lanes, fair, deadlines, bell, stats, waiting, jobs, idem = unpack(KEYS)
 local prefix, offset_ms, id, lane_name, spec, tenant = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local batch_key, cost, deadline_in_ms, delay_ms = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local most, retention_ms, weight = tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
@@ -80,7 +80,7 @@ end
 
 local accepted = ARGV[21] == '1'
 if not accepted and of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms) end
-if not accepted and (depth >= most or (delay_ms > 0 and redis.call('ZCARD', delayed) >= most)) then
+if not accepted and (depth >= most or (delay_ms > 0 and redis.call('ZCARD', prefix .. 'delayed') >= most)) then
   return refused(2, id, nil, depth, wait_ms)
 end
 if not accepted and wait_ms and ahead_tokens > 0 and delay_ms == 0 then
@@ -101,24 +101,31 @@ end
 -- Among equal tags the smaller member goes first, so it begins with the time of entry.
 local member = string.format('%010d%06d|%s|%s', math.floor(now_ms / 1000),
   (now_ms % 1000) * 1000 + time[2] % 1000, batch_key, id)
-local deadline_ms = now_ms + deadline_in_ms
+local deadline_ms, life_ms = now_ms + deadline_in_ms, deadline_in_ms + retention_ms
 local state = delay_ms > 0 and 'delayed' or 'queued'
 redis.call('HSET', job, 'state', state, 'spec', spec, 'tenant', tenant, 'lane', lane_name, 'member', member,
-  'tag', tag_text, 'batch_key', batch_key, 'created_ms', now_ms, 'deadline_ms', deadline_ms, 'fence', 0,
-  'attempt', 0, 'failures', 0, 'max_attempts', ARGV[11], 'on_disconnect', ARGV[12], 'on_interrupt', ARGV[13],
-  'inbox', ARGV[14], 'cost', cost, 'weight', ARGV[17])
+  'tag', tag_text, 'created_ms', now_ms, 'deadline_ms', deadline_ms, 'fence', 0, 'max_attempts', ARGV[11],
+  'on_disconnect', ARGV[12], 'on_interrupt', ARGV[13], 'cost', cost)
+-- Fields that most jobs don't need: without them it has no reader yet, and weighs 1.
+if ARGV[14] ~= '' then redis.call('HSET', job, 'inbox', ARGV[14]) end
+if weight ~= 1 then redis.call('HSET', job, 'weight', ARGV[17]) end
 if ARGV[20] == '1' then redis.call('HSET', job, 'journal', 1) end
-redis.call('PEXPIRE', job, deadline_in_ms + retention_ms)
+redis.call('PEXPIRE', job, life_ms)
 if fingerprint ~= '' then
   redis.call('HSET', job, 'idem', string.sub(idem, #prefix + 6))
-  redis.call('SET', idem, id .. ' ' .. fingerprint, 'PX', deadline_in_ms + retention_ms)
+  redis.call('SET', idem, id .. ' ' .. fingerprint, 'PX', life_ms)
 end
 redis.call('ZADD', deadlines, deadline_ms, id)
 redis.call('HINCRBY', stats, 'submitted', 1)
+-- The tenant's list lives as long as its longest-lived record. A minute more than that, and cutting it now and then, is
+-- cheaper than setting both each time.
+redis.call('ZADD', jobs, string.format('%.0f', now_ms * 1000 + time[2] % 1000), id)
+if redis.call('PTTL', jobs) < life_ms then redis.call('PEXPIRE', jobs, life_ms + 60000) end
+if time[2] % 32 == 0 then redis.call('ZREMRANGEBYRANK', jobs, 0, -1 - ARGV[22]) end
 local answer = {0, id, now_ms, ahead, math.ceil(wait_ms or -1), -1}
 if delay_ms > 0 then
   redis.call('HSET', waiting, 'j:' .. tenant, of_tenant + 1)
-  redis.call('ZADD', delayed, now_ms + delay_ms, id)
+  redis.call('ZADD', prefix .. 'delayed', now_ms + delay_ms, id)
   return answer
 end
 redis.call('HSET', waiting, 'j:' .. tenant, of_tenant + 1, 't:' .. lane_name, math.max(0, lane_tokens) + cost)
@@ -127,11 +134,12 @@ if depth == 0 then redis.call('SADD', lanes, lane_name) end
 
 -- The worker that served this batch key last has its prefix in the cache: where it is alive and has a slot, it alone is
 -- woken, and for a moment others leave the job to it.
-local owner = batch_key ~= '' and redis.call('HGET', warm, batch_key)
-if owner and tonumber(redis.call('ZSCORE', workers, owner) or 0) > now_ms
-    and redis.call('HLEN', prefix .. 'held:' .. owner) < tonumber(redis.call('HGET', capacity, owner) or 0) then
+local owner = batch_key ~= '' and redis.call('HGET', prefix .. 'warm', batch_key)
+if owner and tonumber(redis.call('ZSCORE', prefix .. 'workers', owner) or 0) > now_ms
+    and redis.call('HLEN', prefix .. 'held:' .. owner) < tonumber(redis.call('HGET', prefix .. 'capacity', owner) or 0) then
   local own_bell = prefix .. 'bell:' .. owner
-  if redis.call('LPUSH', own_bell, 1) > 256 then redis.call('LTRIM', own_bell, 0, 255) end
+  -- A worker that can't answer rings on, where those are called who can.
+  if redis.call('LPUSH', own_bell, class) > 256 then redis.call('LTRIM', own_bell, 0, 255) end
   redis.call('PEXPIRE', own_bell, 60000)
 elseif redis.call('LLEN', bell) < 256 then
   redis.call('LPUSH', bell, 1)

@@ -15,6 +15,7 @@ from common.queue.words import (
     Cancelling,
     Cap,
     Claim,
+    Claims,
     LaneDepth,
     Place,
     PutBack,
@@ -26,7 +27,7 @@ from common.queue.words import (
     Submitted,
     WorkerRow,
 )
-from common.queue.working import AGED_SHARE, BATCH_WINDOW, SLACK_MS, UNREADABLE, Working
+from common.queue.working import AGED_SHARE, BATCH_WINDOW, KEPT_AFTER_MS, NUDGE, SLACK_MS, UNREADABLE, Working
 
 
 class Queue(Submitting, Working, Timing, Dead):
@@ -36,6 +37,8 @@ class Queue(Submitting, Working, Timing, Dead):
 __all__ = [
     "AGED_SHARE",
     "BATCH_WINDOW",
+    "KEPT_AFTER_MS",
+    "NUDGE",
     "SLACK_MS",
     "UNREADABLE",
     "Admitted",
@@ -43,6 +46,7 @@ __all__ = [
     "Cancelling",
     "Cap",
     "Claim",
+    "Claims",
     "LaneDepth",
     "Place",
     "PutBack",

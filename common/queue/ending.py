@@ -22,13 +22,7 @@ class Ending(Side):
             keys.held(pool, worker),
             keys.deadlines(pool),
             keys.stats(pool),
-            keys.abandoned(pool),
-            keys.dead(pool),
-            keys.delayed(pool),
-            keys.lanes(pool),
             keys.fair(pool),
-            keys.waiting(pool),
-            keys.ended(pool),
         )
         usage = end.outcome.usage
         code = await self._store.call(
@@ -54,6 +48,7 @@ class Ending(Side):
                 end.error.encode() if end.error else b"",
                 self._retention.idempotency_s * 1000,
                 end.answer_tokens,
+                self._retention.record_ms,
             ),
         )
         return Settled(code)

@@ -8,7 +8,6 @@ from typing import Final
 from common.queue.words import Retention
 from common.store import Store
 
-RECORD_MARGIN_MS: Final = 3_600_000
 CONTROL_LIFE_MS: Final = 600_000
 
 
@@ -22,11 +21,13 @@ class Side:
         retention: Retention | None = None,
         most_in_lane: int = 100_000,
         most_waiting: int = 1_000_000,
+        kept_slots: int = 0,
     ) -> None:
         self._store = store
         self._retention = retention or Retention()
         self._most_in_lane = most_in_lane
         self._most_waiting = most_waiting
+        self._kept_slots = kept_slots
 
 
 def digest(text: str) -> str:

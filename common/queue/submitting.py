@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import orjson
 
 from common import keys
-from common.contracts import Failure, Job, Outcome, State, pool_of
-from common.errors import StoreFull
+from common.contracts import Failure, Job, Outcome, Priority, State, pool_of
 from common.queue.ending import Ending
-from common.queue.side import CONTROL_LIFE_MS, RECORD_MARGIN_MS, batch_digest
+from common.queue.side import CONTROL_LIFE_MS, batch_digest
 from common.queue.words import Admitted, AttemptError, Cancelling, Place, Record, Settlement, Submitted
 
 TENANT_JOBS_MOST: Final = 10_000
 # Longer than a kernel goes on sending what a connection that was given up has left in its buffer (Linux: 15 minutes).
 WITHDRAWN_LIFE_MS: Final = 1_200_000
-REFUSED: Final = frozenset({Submitted.FULL, Submitted.TENANT_FULL, Submitted.TOO_LATE, Submitted.OTHER_BODY})
 
 
 class Submitting(Ending):
@@ -32,18 +29,10 @@ class Submitting(Ending):
         `gateway`: whose inbox gets the job's frames from the start. `most_waiting`: the tenant's own limit.
         `accepted`: it was taken before, and the store lost it: no limit refuses it.
         """
-        pool = job.pool
-        retention_ms = max(self._retention.result_s, self._retention.idempotency_s) * 1000 + RECORD_MARGIN_MS
-        noted = self._store.call(
-            "index",
-            keys.tenant_prefix(job.tenant),
-            (keys.tenant_jobs(job.tenant),),
-            (job.id, TENANT_JOBS_MOST, job.deadline_in_ms + retention_ms),
-        )
         lane = keys.lane_name(job.priority, job.model)
-        submitted = self._store.call(
+        reply = await self._store.call(
             "submit",
-            keys.pool_prefix(pool),
+            keys.pool_prefix(job.pool),
             _submit_keys(job, lane),
             (
                 job.id,
@@ -59,21 +48,16 @@ class Submitting(Ending):
                 job.on_interrupt.value,
                 gateway,
                 self._most_in_lane,
-                retention_ms,
+                self._retention.record_ms,
                 job.weight,
                 self._most_waiting if most_waiting is None else most_waiting,
                 job.fingerprint if job.idempotency else "",
                 int(job.journal),
                 int(accepted),
+                TENANT_JOBS_MOST,
             ),
         )
-        admitted = _admitted(await submitted)
-        # Memory ran out between the two: the job is taken, and only missing among its tenant's.
-        with suppress(StoreFull):
-            await noted
-        if (admitted.code is not Submitted.ACCEPTED and admitted.job_id != job.id) or admitted.code in REFUSED:
-            await self._store.command("ZREM", keys.tenant_jobs(job.tenant), job.id)
-        return admitted
+        return _admitted(reply)
 
     async def same_body(self, tenant: str, idempotency: str, fingerprint: str, *, life_ms: int) -> bool:
         """Whether this key came with this body before, or never: for keys that must hold in more than one pool."""
@@ -150,27 +134,23 @@ class Submitting(Ending):
 
 def _submit_keys(job: Job, lane: str) -> tuple[str, ...]:
     pool = job.pool
-    record = keys.job(pool, job.id)
     return (
-        record,
+        keys.job(pool, job.id),
         keys.lane(pool, lane),
         keys.lanes(pool),
         keys.fair(pool),
         keys.deadlines(pool),
-        keys.delayed(pool),
-        keys.bell(pool),
+        keys.urgent_bell(pool) if job.priority is Priority.INTERACTIVE else keys.bell(pool),
         keys.stats(pool),
         keys.waiting(pool),
-        keys.idempotency(pool, job.tenant, job.idempotency) if job.idempotency else record,
-        keys.warm(pool),
-        keys.capacity(pool),
-        keys.workers(pool),
+        keys.tenant_jobs(pool, job.tenant),
+        *((keys.idempotency(pool, job.tenant, job.idempotency),) if job.idempotency else ()),
     )
 
 
 def _admitted(reply: list[Any]) -> Admitted:
     code, job_id, created_ms, ahead, wait_ms, retry_ms = reply
-    return Admitted(Submitted(code), job_id.decode(), int(created_ms), int(ahead), _known(wait_ms), _known(retry_ms))
+    return Admitted(Submitted(code), job_id.decode(), created_ms, ahead, _known(wait_ms), _known(retry_ms))
 
 
 def _place(state: bytes, position: int, wait_ms: int) -> Place | None:
@@ -178,7 +158,7 @@ def _place(state: bytes, position: int, wait_ms: int) -> Place | None:
 
 
 def _known(number: int) -> int | None:
-    return None if number < 0 else int(number)
+    return None if number < 0 else number
 
 
 def _errors(lines: bytes) -> tuple[AttemptError, ...]:
@@ -192,8 +172,8 @@ def _record(fields: dict[bytes, bytes], position: int | None) -> Record:
         job=Job.decode(fields[b"spec"]),
         state=State(fields[b"state"].decode()),
         fence=int(fields[b"fence"]),
-        attempt=int(fields[b"attempt"]),
-        failures=int(fields[b"failures"]),
+        attempt=int(fields.get(b"attempt", 0)),
+        failures=int(fields.get(b"failures", 0)),
         created_ms=int(fields[b"created_ms"]),
         deadline_ms=int(fields[b"deadline_ms"]),
         started_ms=int(started) if started else None,

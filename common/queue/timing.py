@@ -32,7 +32,14 @@ class Timing(Ending):
 
     async def promote(self, pool: str, *, most: int = 1000) -> int:
         """The number of delayed jobs whose time had come, now in their lanes. Safe to send again."""
-        names = (keys.delayed(pool), keys.lanes(pool), keys.bell(pool), keys.waiting(pool), keys.fair(pool))
+        names = (
+            keys.delayed(pool),
+            keys.lanes(pool),
+            keys.bell(pool),
+            keys.waiting(pool),
+            keys.fair(pool),
+            keys.urgent_bell(pool),
+        )
         return int(await self._store.call("promote", keys.pool_prefix(pool), names, (most,)))
 
     async def overdue(self, pool: str, *, most: int = 500) -> list[tuple[str, int, str]]:
@@ -119,9 +126,16 @@ class Timing(Ending):
         return WorkerRow(worker, pool, lease_expires_ms, orjson.loads(info) if info else {}, takes == b"0", jobs)
 
     async def stats(self, pool: str) -> dict[str, float]:
-        """The pool's counters since ever, and what `note_rates` wrote."""
+        """The pool's counters since ever, and what `note_rates` wrote; by model `jobs:` and `tokens:` worked off."""
         flat: list[bytes] = await self._store.command("HGETALL", keys.stats(pool))
-        return {name.decode(): float(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        counters: dict[str, float] = {}
+        for name, value in zip(map(bytes.decode, flat[::2]), flat[1::2], strict=True):
+            kind, _, model = name.partition(":")
+            if kind == "worked":
+                counters[f"jobs:{model}"], counters[f"tokens:{model}"] = map(float, value.split())
+            else:
+                counters[name] = float(value)
+        return counters
 
     async def take_turn_to_note(self, pool: str, *, for_ms: int) -> bool:
         """Whether the caller is the one to note rates; nobody else is for the next `for_ms`."""

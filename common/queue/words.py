@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 import orjson
 
 from common.config import Settings
 from common.contracts import Job, JsonObject, Outcome, Priority, State
+
+RECORD_MARGIN_MS: Final = 3_600_000
 
 
 class Submitted(IntEnum):
@@ -120,6 +124,14 @@ class Claim:
     claimed_ms: int
 
 
+class Claims(list[Claim]):
+    """What a claim got. `kept`: the slots that it left free are for interactive work alone, for now."""
+
+    def __init__(self, claims: Iterable[Claim] = (), *, kept: bool = False) -> None:
+        super().__init__(claims)
+        self.kept = kept
+
+
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """How a job ends: last tokens, outcome and result, as `settle` writes them; `error` where its attempt failed.
@@ -203,6 +215,11 @@ class Retention:
     result_s: int = 86_400
     stream_s: int = 3_600
     idempotency_s: int = 86_400
+
+    @property
+    def record_ms(self) -> int:
+        """How long the record of a job that has not ended outlives its deadline, in ms."""
+        return max(self.result_s, self.idempotency_s) * 1000 + RECORD_MARGIN_MS
 
     @classmethod
     def of(cls, settings: Settings) -> Retention:

@@ -12,7 +12,7 @@ import structlog
 from common import keys
 from common.contracts import Failure, Job, JsonObject, Outcome, Priority, State
 from common.queue.ending import Ending
-from common.queue.words import Cap, Claim, PutBack, Released, Settlement
+from common.queue.words import Cap, Claim, Claims, PutBack, Released, Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +22,11 @@ HOLD_MS: Final = 10
 WARM_LIFE_MS: Final = 600_000
 SLACK_MS: Final = {Priority.INTERACTIVE: 0, Priority.STANDARD: 2_000, Priority.BATCH: 60_000}
 AGED_SHARE: Final = 0.1
+KEPT_AFTER_MS: Final = 30_000
+"""For how long after interactive work a worker's last free slots are kept for more of it."""
+NUDGE: Final = b"-"
+"""What a worker rings its own bell with, only to have its wait for bells begin anew."""
+_OWN_BELL_LIFE_MS: Final = 60_000
 
 UNREADABLE: Final = Settlement(
     Outcome(State.FAILED, failure=Failure("internal_error", "The job's record can't be read.")),
@@ -70,10 +75,11 @@ class Working(Ending):
         lanes: Sequence[str],
         caps: Sequence[Cap] = (),
         least_age_ms: int = 0,
-    ) -> list[Claim] | None:
+    ) -> Claims | None:
         """Up to `most` jobs of these lanes (`keys.lane_name`) that this worker now owns; None where it has no lease.
 
         `caps` bound what comes from lanes that share something; `least_age_ms` leaves out what came only just now.
+        The last of the `most`, as many as `kept_slots`, are for interactive jobs while some came lately.
         Not safe to send again blindly: a lost reply leaves jobs held that nobody runs; `held` tells them.
         """
         cap_of = {lane: number for number, cap in enumerate(caps, 1) for lane in cap.lanes}
@@ -89,6 +95,7 @@ class Working(Ending):
                 keys.waiting(pool),
                 keys.warm(pool),
                 keys.capacity(pool),
+                keys.urgent_bell(pool),
             ),
             (
                 worker,
@@ -102,6 +109,8 @@ class Working(Ending):
                 MOST_PASSES,
                 least_age_ms,
                 WARM_LIFE_MS,
+                self._kept_slots,
+                KEPT_AFTER_MS,
                 len(caps),
                 *(max(0, cap.most) for cap in caps),
                 *(item for lane in lanes for item in (lane, cap_of.get(lane, 0))),
@@ -149,6 +158,7 @@ class Working(Ending):
             keys.waiting(pool),
             keys.stats(pool),
             keys.fair(pool),
+            keys.urgent_bell(pool),
         )
         told = back.error.encode() if back.error else b""
         code = await self._store.call(
@@ -165,16 +175,23 @@ class Working(Ending):
         last_fence, _, seq = top[0][0].partition(b"-") if top else (b"0", b"-", b"0")
         return int(seq) if int(last_fence) == fence else 0
 
-    async def ring(self, pool: str) -> None:
-        """Wakes one more worker of the pool: one that was woken has no slot free."""
-        await self._store.command("RPUSH", keys.bell(pool), 1)
+    async def ring(self, pool: str, *, urgent: bool) -> None:
+        """Wakes one more worker of the pool for interactive work, or for other: one that was woken has no slot free."""
+        await self._store.command("RPUSH", keys.urgent_bell(pool) if urgent else keys.bell(pool), 1)
+
+    async def nudge(self, pool: str, worker: str) -> None:
+        """Ends this worker's wait for bells, whatever it waits for."""
+        own_bell = keys.worker_bell(pool, worker)
+        nudged = self._store.command("RPUSH", own_bell, NUDGE)
+        await self._store.command("PEXPIRE", own_bell, _OWN_BELL_LIFE_MS)
+        await nudged
 
 
-def _claims(reply: list[Any]) -> tuple[list[Claim], list[tuple[str, int]]]:
+def _claims(reply: list[Any]) -> tuple[Claims, list[tuple[str, int]]]:
     """The claims in a reply, and (job, fence) of those whose job can't be read."""
-    claims: list[Claim] = []
+    claims = Claims(kept=reply[1] == 1)
     unreadable: list[tuple[str, int]] = []
-    for i in range(1, len(reply), 7):
+    for i in range(2, len(reply), 7):
         try:
             job = Job.decode(reply[i + 6])
         except (ValueError, TypeError, KeyError):

@@ -15,11 +15,12 @@ from gateway.dialects.openai import ChatRequest, model_list, model_object, parse
 from gateway.docs import CHAT, MODEL, MODELS, PROMPT
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
+from gateway.routes.plain import PlainRoute
 
 
 def router(parts: Parts) -> APIRouter:
     """The routes, over these parts."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=PlainRoute)
 
     @routes.post("/v1/chat/completions", **CHAT)
     async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -13,11 +13,12 @@ from gateway.dialects.native import parse_options
 from gateway.docs import EMBEDDINGS
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
+from gateway.routes.plain import PlainRoute
 
 
 def router(parts: Parts) -> APIRouter:
     """The route, over these parts."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=PlainRoute)
 
     @routes.post("/v1/embeddings", **EMBEDDINGS)
     async def embeddings(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -22,6 +22,7 @@ from gateway.http import read_body, request_id
 from gateway.journal import Acceptance
 from gateway.parts import Parts
 from gateway.relay import EventStream, Relay, end_of_stream, queue_object
+from gateway.routes.plain import PlainRoute
 
 MOST_LISTED: Final = 100
 POLL_AFTER_S: Final = 1
@@ -29,7 +30,7 @@ POLL_AFTER_S: Final = 1
 
 def router(parts: Parts) -> APIRouter:
     """The routes, over these parts."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=PlainRoute)
 
     @routes.post("/v1/jobs", **SUBMIT_JOB)
     async def submit(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -55,7 +56,7 @@ def router(parts: Parts) -> APIRouter:
         principal = parts.auth.principal(request)
         most = limit_of(request.query_params.get("limit", "20"))
         before = request.query_params.get("after")
-        ids = await parts.journal.listing.page(principal.tenant, most=most + 1, after=before)
+        ids = await parts.listing.page(principal.tenant, most=most + 1, after=before)
         if ids is None:
             raise BadRequest("after: no job of yours by that id.", param="after")
         data: list[JsonObject] = []

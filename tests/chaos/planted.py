@@ -149,7 +149,7 @@ FAULTS: Final = (
         "a gap in what a gateway was sent is not filled",
         "gap",
         " came after ",
-        (Change("gateway/hub.py", "if follows(entry, self._tail):", "if True:"),),
+        (Change("gateway/readers.py", "if follows(entry, self._tail):", "if True:"),),
     ),
     Planted(
         "the order to cancel is not sent",

@@ -122,7 +122,9 @@ async def _timers(r: Rig, pool: str) -> None:
     for job in await r.queue.abandoned(pool):
         await r.queue.cancel(job)
     await r.queue.sweep_fair(pool)
-    await r.queue.ring(pool)
+    await r.queue.ring(pool, urgent=False)
+    await r.queue.ring(pool, urgent=True)
+    await r.queue.nudge(pool, "w")
     await r.queue.lanes(pool)
     await r.queue.workers(pool)
     await r.queue.stats(pool)

@@ -11,7 +11,7 @@ import pytest
 
 from common.backends import BackendSlots
 from common.breaker import BreakerStore, Phase, Verdict
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.config import Settings
 from common.contracts import Chunk, Failure, Priority
 from common.errors import (
@@ -27,6 +27,7 @@ from common.errors import (
 from common.metrics import WorkerMetrics
 from common.queue import Claim
 from common.store import Store
+from tests.support.clock import BriskClock
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import a_job
@@ -35,6 +36,8 @@ from workers.breakers import blames_backend
 from workers.caller import Ask, Begin
 from workers.fleet import Fleet
 from workers.providers.base import Call, Embedded, Provider
+
+pytestmark = pytest.mark.either_server
 
 Answering = Callable[[Call], str]
 
@@ -90,9 +93,9 @@ async def work(provider: Provider, call: Call, begin: Begin) -> str:
 class Rig:
     """A worker's calling side."""
 
-    def __init__(self, store: Store, settings: Settings, name: str, room: Callable[[], None]) -> None:
+    def __init__(self, store: Store, settings: Settings, name: str, room: Callable[[], None], clock: Clock) -> None:
         self.metrics = WorkerMetrics()
-        self.clock = SystemClock()
+        self.clock = clock
         self.provider = Steered()
         self.fleet = Fleet(settings, store, self.clock, worker_id=lambda: name, metrics=self.metrics, room=room)
         self.attempts = Attempts(settings, self.fleet, {"echo": self.provider}, self.clock, self.metrics)
@@ -136,11 +139,15 @@ def settings(**more: Any) -> Settings:
 
 @asynccontextmanager
 async def rigs(
-    server: RedisServer, *names: str, room: Callable[[], None] = lambda: None, **more: Any
+    server: RedisServer,
+    *names: str,
+    room: Callable[[], None] = lambda: None,
+    clock: Clock | None = None,
+    **more: Any,
 ) -> AsyncGenerator[Sequence[Rig]]:
     """Workers of one fleet, each with its own connection."""
-    stores = [Store.from_url(server.url) for _ in names]
-    made = [Rig(store, settings(**more), name, room) for store, name in zip(stores, names, strict=True)]
+    stores, clock = [Store.from_url(server.url) for _ in names], clock or SystemClock()
+    made = [Rig(store, settings(**more), name, room, clock) for store, name in zip(stores, names, strict=True)]
     following = [asyncio.create_task(rig.fleet.follow()) for rig in made]
     try:
         for rig in made:
@@ -225,7 +232,7 @@ def test_a_backend_is_blamed_for_its_own_failures_only(error: UpstreamError) -> 
 
 
 async def test_failures_in_a_row_open_the_breaker_for_every_worker_within_a_second(redis_server: RedisServer) -> None:
-    async with rigs(redis_server, "one", "two") as (one, two):
+    async with rigs(redis_server, "one", "two", clock=BriskClock(5)) as (one, two):
         one.provider.does["a"] = failing(UpstreamUnreachable())
         for _ in range(3):
             assert await one.answer() == "from b"
@@ -438,7 +445,7 @@ async def test_without_a_store_no_call_is_begun_once_the_lease_of_its_slot_has_l
 
 async def test_a_worker_hears_when_there_is_room_again(redis_server: RedisServer) -> None:
     heard = asyncio.Event()
-    async with rigs(redis_server, "w", room=heard.set, breaker_cooloff_s=1.5) as (rig,):
+    async with rigs(redis_server, "w", room=heard.set, breaker_cooloff_s=0.5, clock=BriskClock(5)) as (rig,):
         await heard.wait()
         await _open(rig, "a")
 
@@ -557,7 +564,7 @@ def keyed(bad: str, error: UpstreamError, status: int) -> Answering:
 async def test_a_refused_key_is_replaced_at_once_without_a_retry_and_others_hear_of_it(
     error: UpstreamError, status: int, rests_s: int, redis_server: RedisServer
 ) -> None:
-    async with rigs(redis_server, "one", "two", **KEYED) as (one, two):
+    async with rigs(redis_server, "one", "two", clock=BriskClock(5), **KEYED) as (one, two):
         one.provider.does["a"] = keyed("k2", error, status)
         assert {await one.answer("only") for _ in range(6)} == {"with k1", "with k3"}
         assert [call.api_key for call in one.provider.calls].count("k2") == 1

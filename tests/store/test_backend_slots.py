@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -18,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from common import keys
 from common.backends import BackendSlots
 from common.store import Store
-from tests.support.redis_server import RedisServer, binaries
+from tests.support.redis_server import RedisServer
 from tests.support.runner import drawn_seed, runner
 
 # Far enough apart that the real seconds of a run decide nothing.
@@ -435,18 +434,10 @@ class Fleet(RuleBasedStateMachine):
             self.loop.close()
 
 
-@pytest.fixture(scope="module", params=sorted(binaries()))
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    place: Path = tmp_path_factory.mktemp("slots")
-    one = RedisServer(binaries()[request.param], place)
-    one.start()
-    yield one
-    one.stop()
-
-
 @pytest.mark.timeout(60)
-def test_any_course_of_renewals_calls_and_deaths_agrees_with_the_model(server: RedisServer) -> None:
-    Fleet.server = server
+@pytest.mark.either_server
+def test_any_course_of_renewals_calls_and_deaths_agrees_with_the_model(redis_server: RedisServer) -> None:
+    Fleet.server = redis_server
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
     course = settings(
         max_examples=40, stateful_step_count=30, deadline=None, database=None, suppress_health_check=checks

@@ -14,6 +14,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.seeds import POOL, job_id, number_of, rig
 
 
+@pytest.mark.either_server
 async def test_before_anything_has_ended_a_class_has_its_share_by_the_estimates(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.worker(lease_s=10_000)
@@ -26,6 +27,7 @@ async def test_before_anything_has_ended_a_class_has_its_share_by_the_estimates(
         assert 0.05 <= batch / (batch + chat) <= 0.13
 
 
+@pytest.mark.either_server
 async def test_a_lower_classes_share_is_trued_up_with_what_it_really_took(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.worker(lease_s=10_000)
@@ -49,6 +51,7 @@ def share_of_slots(began: list[tuple[int, int, int]], until_ms: int, since_ms: i
     return held[2] / sum(held.values())
 
 
+@pytest.mark.either_server
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("chat", "batch"),
@@ -60,7 +63,7 @@ def share_of_slots(began: list[tuple[int, int, int]], until_ms: int, since_ms: i
     ],
     ids=["alike", "batch slower per token", "batch faster per token", "batch longer"],
 )
-@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("slots", [1, pytest.param(8, marks=pytest.mark.lengthy)])
 async def test_a_class_under_a_flood_of_higher_work_has_about_a_tenth_of_the_slots(
     redis_server: RedisServer, chat: tuple[int, int], batch: tuple[int, int], slots: int
 ) -> None:

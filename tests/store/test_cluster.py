@@ -48,6 +48,7 @@ def trace(server: RedisServer) -> Generator[list[list[str]]]:
             lines.append([source.rpartition(" ")[2].partition(":")[0], *shlex.split(words)])
 
 
+@pytest.mark.either_server
 async def test_every_script_runs_on_a_cluster_and_declares_keys_of_one_slot(cluster_server: RedisServer) -> None:
     store = NotingStore.from_url(cluster_server.url)
     try:
@@ -63,6 +64,7 @@ async def test_every_script_runs_on_a_cluster_and_declares_keys_of_one_slot(clus
         assert all(key.startswith(prefix) for key in keys), script
 
 
+@pytest.mark.either_server
 async def test_no_command_of_a_script_leaves_the_slot_of_its_prefix(cluster_server: RedisServer) -> None:
     store = Store.from_url(cluster_server.url)
     try:
@@ -83,6 +85,7 @@ async def test_no_command_of_a_script_leaves_the_slot_of_its_prefix(cluster_serv
     assert inside > 100
 
 
+@pytest.mark.either_server
 def test_a_script_that_left_its_slot_would_be_caught(cluster_server: RedisServer) -> None:
     source = "#!lua\nredis.call('GET', KEYS[1]) return redis.call('GET', ARGV[1])"
     cluster_server.command("EVAL", source, 1, "hr:{a}:x", "hr:{a}:y")
@@ -149,4 +152,4 @@ def test_a_scripts_header_tells_its_keys_its_answer_and_what_it_derives(script: 
 
 
 def test_only_admission_needs_memory() -> None:
-    assert {script.name for script in SCRIPTS.values() if script.source.startswith("#!lua\n")} == {"submit", "index"}
+    assert {script.name for script in SCRIPTS.values() if script.source.startswith("#!lua\n")} == {"submit"}

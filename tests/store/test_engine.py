@@ -58,14 +58,16 @@ class BrokenRun(SteeredRun):
 class Rig:
     """A worker and everything around it."""
 
-    def __init__(self, url: str, options: EngineOptions, *, end: Settlement | GiveBack | None) -> None:
+    def __init__(
+        self, url: str, options: EngineOptions, *, end: Settlement | GiveBack | None, kept: int = 0, name: str = "w"
+    ) -> None:
         self.store = Store.from_url(url)
-        self.queue = Queue(self.store)
+        self.queue = Queue(self.store, kept_slots=kept)
         self.streams = StreamStore(self.store)
         self.runs: dict[str, SteeredRun] = {}
         self._end = end
         self.kind: type[SteeredRun] = SteeredRun
-        self._names = (f"w{number}" for number in itertools.count(1))
+        self._names = (f"{name}{number}" for number in itertools.count(1))
         self.caps: list[Cap] = []
         self.preempted: list[str] = []
         self.worker = self.make(options)
@@ -116,9 +118,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def a_worker(url: str, *, end: Settlement | GiveBack | None = None, **options: Any) -> AsyncGenerator[Rig]:
+async def a_worker(
+    url: str, *, end: Settlement | GiveBack | None = None, kept: int = 0, name: str = "w", **options: Any
+) -> AsyncGenerator[Rig]:
     few: dict[str, Any] = {"concurrency": 4, "lease_s": 1, "drain_s": 1, **options}
-    rig = Rig(url, EngineOptions(**few), end=end)
+    rig = Rig(url, EngineOptions(**few), end=end, kept=kept, name=name)
     rig.task = asyncio.create_task(rig.worker.async_run())
     try:
         yield rig

@@ -16,6 +16,8 @@ from tests.support.runner import until
 from tests.support.seeds import ALL_LANES, POOL, a_job, job_id
 from workers.engine import GiveBack
 
+pytestmark = pytest.mark.either_server
+
 
 async def lost_claim(rig: Rig) -> Claim:
     """A job that the store counts as this worker's, though the worker never heard of it."""
@@ -145,6 +147,7 @@ async def test_a_job_that_comes_back_while_its_first_attempt_still_lets_go_is_ru
         assert await rig.queue.held(POOL, rig.worker.id) == {}
 
 
+@pytest.mark.lengthy
 async def test_a_worker_that_closes_while_the_store_is_away_does_not_wait_for_it(own_server: RedisServer) -> None:
     async with a_worker(own_server.url) as rig:
         await rig.queue.submit(a_job(1))

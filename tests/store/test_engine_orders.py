@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from common import keys
 from common.contracts import Failure, State
 from common.queue import AttemptError, Record
@@ -12,6 +14,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import POOL, a_job, job_id
 from workers.engine import GiveBack
+
+pytestmark = pytest.mark.either_server
 
 
 async def record(rig: Rig, number: int) -> Record:

@@ -14,6 +14,8 @@ from tests.support.runner import until
 from tests.support.seeds import ALL_LANES, a_job, job_id
 from workers.preemption import MOST_PREEMPTIONS
 
+pytestmark = pytest.mark.either_server
+
 BATCH: dict[str, Any] = {"priority": Priority.BATCH}
 YIELDING: dict[str, Any] = {"preemptible": frozenset({Priority.BATCH}), "preempt_after_ms": 20}
 

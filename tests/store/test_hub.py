@@ -9,20 +9,23 @@ from contextlib import asynccontextmanager
 import pytest
 
 from common import keys
-from common.clock import SystemClock
 from common.contracts import OnDisconnect, OnInterrupt, Position
 from common.errors import NotFound, PositionGone, StreamLost
 from common.queue import Claim
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
-from gateway.hub import MOST_PLACES, Hub, Limits, SlowReader, Subscription, cut, follows
+from gateway.hub import MOST_PLACES, Hub
+from gateway.readers import Limits, SlowReader, Subscription
+from tests.support.clock import BriskClock
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import POOL, Rig, a_job, job_id, rig, success
 
+pytestmark = pytest.mark.either_server
+
 
 @asynccontextmanager
 async def a_hub(seeded: Rig, *, limits: Limits | None = None) -> AsyncGenerator[Hub]:
-    hub = Hub(seeded.store, seeded.streams, seeded.queue, SystemClock(), pools=[POOL], limits=limits or Limits())
+    hub = Hub(seeded.store, seeded.streams, seeded.queue, BriskClock(), pools=[POOL], limits=limits or Limits())
     for pool in (POOL,):
         await seeded.streams.keep_inbox(pool, hub.id)
     await hub.start()
@@ -250,26 +253,6 @@ async def test_a_second_attempt_follows_the_first_with_a_higher_fence(redis_serv
         await end(seeded, second, 2)
         assert await read(reader) == ["1:1", "2:2", "1:1", "end"]
         assert second.fence > first.fence
-
-
-def test_an_entry_follows_only_without_a_gap() -> None:
-    def entry(fence: int, last: int, count: int) -> Entry:
-        return Entry(Position(fence, last), EVENTS, events(*range(last - count + 1, last + 1)))
-
-    assert follows(entry(5, 3, 3), None)
-    assert not follows(entry(5, 3, 2), None)
-    assert follows(entry(5, 4, 1), Position(5, 3))
-    assert not follows(entry(5, 5, 1), Position(5, 3))
-    assert follows(entry(6, 1, 1), Position(5, 3))
-    assert not follows(entry(6, 2, 1), Position(5, 3))
-
-
-def test_a_cut_entry_holds_what_comes_after_the_position() -> None:
-    entry = Entry(Position(5, 4), EVENTS, events(2, 3, 4))
-
-    assert cut(entry, Position(5, 2)).body == events(3, 4)
-    assert cut(entry, Position(5, 1)).body == events(2, 3, 4)
-    assert cut(entry, Position(4, 9)).body == events(2, 3, 4)
 
 
 # --- places in the queue ----------------------------------------------------------------------------------------------

@@ -8,13 +8,17 @@ from collections.abc import Sequence
 import pytest
 
 from common import keys
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.contracts import OnDisconnect, Position
 from common.stream import EVENTS, Entry, StreamStore
-from gateway.hub import FIRST_PAGE, LARGEST_PAGE, Hub, Limits, next_page
+from gateway.hub import Hub
+from gateway.readers import Limits
+from tests.support.clock import BriskClock, ManualClock
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import POOL, Rig, a_job, job_id, rig, success
+
+pytestmark = pytest.mark.either_server
 
 
 class LateAnswers(StreamStore):
@@ -31,9 +35,11 @@ class LateAnswers(StreamStore):
         return answer
 
 
-def a_hub(seeded: Rig, streams: StreamStore | None = None, limits: Limits | None = None) -> Hub:
-    streams = streams or seeded.streams
-    return Hub(seeded.store, streams, seeded.queue, SystemClock(), pools=[POOL], limits=limits or Limits())
+def a_hub(
+    seeded: Rig, streams: StreamStore | None = None, limits: Limits | None = None, clock: Clock | None = None
+) -> Hub:
+    streams, clock = streams or seeded.streams, clock or SystemClock()
+    return Hub(seeded.store, streams, seeded.queue, clock, pools=[POOL], limits=limits or Limits())
 
 
 def events(first: int, last: int, size: int = 0) -> bytes:
@@ -90,20 +96,11 @@ async def test_a_reader_that_takes_what_it_gets_survives_a_flood_larger_than_it_
         assert seen == [*range(62)]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [([100] * 8, 10), ([1_000], 1), ([100_000], 1), ([1] * 8, LARGEST_PAGE), ([], FIRST_PAGE)],
-)
-def test_pages_hold_about_what_a_reader_may_hold(sizes: list[int], expected: int) -> None:
-    entries = [Entry(Position(1, seq), EVENTS, b"x" * size) for seq, size in enumerate(sizes)]
-    assert next_page(entries, 1_000) == expected
-
-
 async def test_a_job_whose_last_reader_left_while_the_store_was_away_is_marked_afterwards(
     own_server: RedisServer,
 ) -> None:
     async with rig(own_server) as seeded:
-        hub = a_hub(seeded)
+        hub = a_hub(seeded, clock=BriskClock())
         await hub.start()
         reader = hub.expect(job_id(1))
         await seeded.running(a_job(1, on_disconnect=OnDisconnect.CANCEL), gateway=hub.id)
@@ -119,7 +116,8 @@ async def test_readers_of_an_inbox_that_lapsed_while_the_store_was_away_are_not_
     redis_server: RedisServer,
 ) -> None:
     async with rig(redis_server) as seeded:
-        hub = a_hub(seeded)
+        clock = ManualClock()
+        hub = a_hub(seeded, clock=clock)
         await hub.start()
         reader = hub.expect(job_id(1))
         claim = await seeded.running(a_job(1, on_disconnect=OnDisconnect.CANCEL), gateway=hub.id)
@@ -128,6 +126,8 @@ async def test_readers_of_an_inbox_that_lapsed_while_the_store_was_away_are_not_
         redis_server.command("DEL", keys.inbox(POOL, hub.id))
         await seeded.append(claim, 1, events(1, 1))
         assert seeded.view().abandoned == {1}
+        await clock.until_sleeping()
+        clock.advance(1.0)
         await until(lambda: _is(seeded.view().abandoned == set()))
         assert seeded.job(1)["inbox"] == hub.id.encode()
         await seeded.append(claim, 2, events(2, 2))

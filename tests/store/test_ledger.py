@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(30)
 LATER = 10_000
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.lengthy)])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
@@ -277,6 +277,7 @@ async def test_a_closed_ledger_refuses(ledger_url: str) -> None:
         await ledger.counts()
 
 
+@pytest.mark.lengthy
 async def test_sqlite_that_another_process_writes_waits_its_turn_and_no_longer(tmp_path: Path) -> None:
     place = tmp_path / "ledger.db"
     async with opened(f"sqlite+aiosqlite:///{place}") as ledger:
@@ -335,6 +336,7 @@ async def test_sqlite_has_every_commit_on_disk_and_readers_beside_writers(tmp_pa
         assert await ledger.database.run(pragmas, limit_s=5, write=False) == ["wal", 2, 1500]
 
 
+@pytest.mark.lengthy
 async def test_postgresql_killed_and_started_again_costs_no_more_than_the_time_it_was_away(
     postgres: PostgresServer,
 ) -> None:
@@ -350,6 +352,7 @@ async def test_postgresql_killed_and_started_again_costs_no_more_than_the_time_i
         assert await ledger.counts() == {"open": 2}
 
 
+@pytest.mark.lengthy
 async def test_stale_connections_to_a_postgresql_that_was_restarted_fail_nobody(postgres: PostgresServer) -> None:
     async with opened(postgres.fresh()) as ledger:
         await asyncio.gather(*(ledger.counts() for _ in range(8)))
@@ -359,6 +362,7 @@ async def test_stale_connections_to_a_postgresql_that_was_restarted_fail_nobody(
         assert await ledger.counts() == {"open": 8}
 
 
+@pytest.mark.lengthy
 async def test_a_frozen_postgresql_is_waited_for_no_longer_than_the_limit(postgres: PostgresServer) -> None:
     async with opened(postgres.fresh()) as ledger:
         await ledger.write([accepted(1)], [])

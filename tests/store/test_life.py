@@ -369,6 +369,7 @@ def life_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> I
     server.stop()
 
 
+@pytest.mark.either_server
 @pytest.mark.timeout(60)
 def test_jobs_live_as_the_model_says(life_server: RedisServer) -> None:
 

@@ -93,8 +93,8 @@ async def test_after_a_random_run_every_key_has_a_ttl_or_is_allowed_none(redis_s
         assert without_ttl(redis_server) <= keys.ALLOWED_WITHOUT_TTL
         await end_of_it_all(r, POOL)
         left = {keys.kind_of(name.decode()) for name in redis_server.command("KEYS", "*")}
-        assert left <= {"job", "stream", "jobs", "dead", "stats", "fair", "bell", "control", "inbox", "warm"}
-        assert without_ttl(redis_server) <= {"dead", "stats", "fair", "bell"}
+        assert left <= {"job", "stream", "jobs", "dead", "stats", "fair", "bell", "urgent", "control", "inbox", "warm"}
+        assert without_ttl(redis_server) <= {"dead", "stats", "fair", "bell", "urgent"}
         stats = await r.queue.stats(POOL)
         assert stats["submitted"] == sum(stats.get(s, 0) for s in ("succeeded", "failed", "cancelled", "expired"))
         assert stats["submitted"] == walk.count
@@ -105,11 +105,11 @@ async def test_when_all_has_ended_only_bounded_keys_are_left_without_a_ttl(redis
         await everything(r, POOL)
         assert without_ttl(redis_server) <= keys.ALLOWED_WITHOUT_TTL
         await end_of_it_all(r, POOL)
-        assert without_ttl(redis_server) <= {"dead", "stats", "fair", "bell", "ended"}
-        assert redis_server.command("LLEN", keys.bell(POOL)) <= 257
+        assert without_ttl(redis_server) <= {"dead", "stats", "fair", "bell", "urgent", "ended"}
+        assert all(redis_server.command("LLEN", name) <= 257 for name in (keys.bell(POOL), keys.urgent_bell(POOL)))
         times = {raw.decode() for raw in redis_server.command("HKEYS", keys.fair(POOL))}
         means = {f"m:{c}:{model}" for c in "012" for model in ("m", "kept")}
-        assert times <= {f"{kind}:{c}" for kind in "vcg" for c in "012"} | means
+        assert times <= {f"{kind}:{c}" for kind in "vcg" for c in "012"} | means | {"u"}
 
 
 async def test_a_record_lives_until_its_deadline_and_as_long_again_as_results_do(redis_server: RedisServer) -> None:

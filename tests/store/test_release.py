@@ -20,7 +20,7 @@ async def test_a_job_put_back_waits_at_its_old_place_and_belongs_to_nobody(redis
         waiting = r.view()
         member = redis_server.command("ZRANGE", keys.lane(POOL, "0:m"), 0, 0, "WITHSCORES")
         [claim] = await r.claim()
-        redis_server.command("DEL", keys.bell(POOL))
+        redis_server.command("DEL", keys.urgent_bell(POOL))
         assert await r.queue.release(POOL, job_id(1), "w", claim.fence, failed=False) is Released.PUT_BACK
         after = r.view()
         assert (after.states, after.lanes, after.named) == (waiting.states, waiting.lanes, waiting.named)

@@ -27,7 +27,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis_server import RedisServer
 from tests.support.seeds import POOL, Rig, a_job, job_id, rig, success
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.timeout(30), pytest.mark.either_server]
 
 GRACE_S = 2.5
 DEADLINE_MS = 60_000
@@ -387,6 +387,7 @@ async def test_an_end_that_only_the_store_still_knows_is_written_again(
 # --- several of everything --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.lengthy
 async def test_two_keepers_at_once_refill_and_end_each_job_once(
     redis_server: RedisServer, postgres: PostgresServer
 ) -> None:

@@ -19,6 +19,8 @@ from tests.support.runner import until
 from tests.support.seeds import POOL, Rig, rig
 from tests.support.upstream import BREAK, HANG, Drip, Reply, Request, Step, Upstream
 
+pytestmark = pytest.mark.either_server
+
 LIMIT_S = 5.0
 METRICS = b'vllm:num_requests_running{engine="0"} 2\nvllm:num_requests_waiting{engine="0"} 1\n'
 

@@ -82,6 +82,7 @@ def _until(true: Callable[[], object], limit_s: float = 20) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.lengthy
 @pytest.mark.timeout(60)
 def test_it_waits_for_its_store_outlives_it_and_ends_with_0(tmp_path: Path) -> None:
     server = RedisServer(binaries()["valkey"], tmp_path)
@@ -106,6 +107,7 @@ def test_it_waits_for_its_store_outlives_it_and_ends_with_0(tmp_path: Path) -> N
         assert "scheduler.round_failed" not in said
 
 
+@pytest.mark.lengthy
 @pytest.mark.timeout(60)
 async def test_two_schedulers_do_all_roles_work_once_and_the_other_goes_on_when_one_is_killed(
     redis_server: RedisServer, tmp_path: Path
@@ -133,6 +135,7 @@ def test_a_wrong_setting_is_told_in_one_line_with_status_2(tmp_path: Path) -> No
         assert "HEADRACE_LEASE_S" in scheduler.said() and scheduler.said().count("\n") == 1
 
 
+@pytest.mark.lengthy
 @pytest.mark.timeout(30)
 def test_a_taken_metrics_port_is_told_with_status_1(tmp_path: Path) -> None:
     with _scheduler(tmp_path, "redis://127.0.0.1:1/0") as first:

@@ -16,7 +16,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.sentinel import FailoverGroup
 from tests.support.stage import say
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.lengthy]
 
 PROMISED_LIMIT_S: Final = 2.0
 

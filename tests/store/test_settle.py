@@ -195,6 +195,19 @@ async def test_record_and_stream_of_an_ended_job_live_as_long_as_retention_says(
         assert 90_000 < redis_server.command("PTTL", keys.stream(POOL, job_id(1))) <= 100_000
 
 
+@pytest.mark.parametrize("deadline_in_ms", [60_000, 3_600_000, 86_400_000])
+async def test_an_ended_jobs_record_stays_its_time_and_at_most_a_quarter_more(
+    redis_server: RedisServer, deadline_in_ms: int
+) -> None:
+    async with rig(redis_server) as r:
+        await r.submit(a_job(1, deadline_in_ms=deadline_in_ms))
+        await r.worker()
+        [claim] = await r.claim()
+        assert await r.settle(claim) is Settled.ENDED
+        day_ms = Retention().result_s * 1000
+        assert day_ms - 60_000 < redis_server.command("PTTL", keys.job(POOL, job_id(1))) <= day_ms * 1.25
+
+
 async def test_every_gateway_that_reads_gets_the_last_tokens_and_the_outcome_in_one_frame(
     redis_server: RedisServer,
 ) -> None:

@@ -92,7 +92,7 @@ async def test_only_the_warm_worker_is_woken_and_the_pool_where_there_is_none(re
         await two_workers(r)
         await warm_up(r, "one", "a", 1)
         await r.submit(a_job(2, batch_key="a"))
-        bells = (keys.worker_bell(POOL, "one"), keys.bell(POOL))
+        bells = (keys.worker_bell(POOL, "one"), keys.urgent_bell(POOL))
         assert [redis_server.command("LLEN", bell) for bell in bells] == [1, 0]
         assert redis_server.command("PTTL", bells[0]) > 0
         await r.submit(a_job(3, batch_key="cold"), a_job(4))
@@ -113,7 +113,7 @@ async def test_the_pool_is_woken_where_the_warm_worker_has_no_slot_or_no_lease(
             await r.queue.beat(POOL, "one", lease_s=1, info={}, concurrency=1)
             r.later(2_000)
         await r.submit(a_job(3, batch_key="a"))
-        bells = (keys.worker_bell(POOL, "one"), keys.bell(POOL))
+        bells = (keys.worker_bell(POOL, "one"), keys.urgent_bell(POOL))
         assert [redis_server.command("LLEN", bell) for bell in bells] == [0, 1]
 
 
@@ -205,6 +205,7 @@ async def test_a_claim_can_be_told_to_leave_what_came_only_just_now(redis_server
         assert [number_of(claim.job.id) for claim in claims] == [1]
 
 
+@pytest.mark.either_server
 async def test_only_so_many_keys_are_remembered(redis_server: RedisServer) -> None:
     async with rig(redis_server) as r:
         await r.queue.beat(POOL, "one", lease_s=1_000, info={}, concurrency=10_000, register=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import pytest
 
@@ -16,6 +17,9 @@ from tests.support.clock import ManualClock
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import POOL, a_job, job_id, rig
+
+# Long enough for any answer, short enough to be waited for.
+PATIENCE_S: Final = 0.3
 
 
 async def test_a_submission_that_comes_after_its_withdrawal_is_not_made(redis_server: RedisServer) -> None:
@@ -50,8 +54,9 @@ async def test_a_withdrawal_can_be_sent_again(redis_server: RedisServer) -> None
         assert r.view().stats.get("cancelled") == 1
 
 
+@pytest.mark.either_server
 async def test_what_is_owed_is_worked_off_when_the_store_answers_again(own_server: RedisServer) -> None:
-    async with rig(own_server) as r:
+    async with rig(own_server, reply_timeout_s=PATIENCE_S) as r:
         clock = ManualClock()
         withdrawals = Withdrawals(r.queue, clock)
         withdrawals.start()
@@ -87,8 +92,9 @@ async def test_a_call_that_was_never_sent_says_so(own_server: RedisServer) -> No
             await r.queue.submit(a_job(1))
 
 
+@pytest.mark.either_server
 async def test_what_gathered_behind_a_call_that_hangs_was_never_sent(own_server: RedisServer) -> None:
-    async with rig(own_server) as r:
+    async with rig(own_server, reply_timeout_s=PATIENCE_S) as r:
         await r.store.command("PING")
         own_server.freeze()
         sent = r.store.command("INCR", "a")

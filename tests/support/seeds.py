@@ -11,7 +11,7 @@ from common import keys
 from common.contracts import Job, Outcome, Priority, State
 from common.outbox import Outbox
 from common.queue import Admitted, Claim, Queue, Settled, Settlement
-from common.store import Store
+from common.store import REPLY_TIMEOUT_S, Store
 from common.stream import Refusal, StreamStore, Tokens
 from gateway.listing import Listing
 from tests.support.redis_server import RedisServer
@@ -106,12 +106,20 @@ def _held(server: RedisServer, name: str, seen: View) -> None:
 
 def _stats(server: RedisServer, name: str, seen: View) -> None:
     flat = server.command("HGETALL", name)
-    seen.stats = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
+    for key, value in zip(map(bytes.decode, flat[::2]), flat[1::2], strict=True):
+        # Of each model two numbers: jobs and tokens worked off.
+        names = (f"jobs:{key[7:]}", f"tokens:{key[7:]}") if key.startswith("worked:") else (key,)
+        seen.stats.update(zip(names, map(int, value.split()), strict=True))
 
 
 def _waiting(server: RedisServer, name: str, seen: View) -> None:
     flat = server.command("HGETALL", name)
     seen.waiting = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _bell(server: RedisServer, name: str, seen: View) -> None:
+    if name.endswith((":bell", ":urgent")):  # not a worker's own
+        seen.bells += server.command("LLEN", name)
 
 
 _KINDS: Final = {
@@ -126,7 +134,8 @@ _KINDS: Final = {
     "deadlines": lambda server, name, seen: setattr(seen, "deadlines", set(_numbers(server, name))),
     "abandoned": lambda server, name, seen: setattr(seen, "abandoned", set(_numbers(server, name))),
     "dead": lambda server, name, seen: setattr(seen, "dead", _numbers(server, name)),
-    "bell": lambda server, name, seen: setattr(seen, "bells", server.command("LLEN", name)),
+    "bell": _bell,
+    "urgent": _bell,
     "workers": lambda server, name, seen: setattr(
         seen, "workers", {w.decode() for w in server.command("ZRANGE", name, 0, -1)}
     ),
@@ -152,7 +161,7 @@ class Rig:
 
     async def listed(self, tenant: str, *, most: int, after: str | None = None) -> list[str] | None:
         """The tenant's job ids as a gateway without a ledger lists them."""
-        return await Listing(Outbox(self.store), None).page(tenant, most=most, after=after)
+        return await Listing(Outbox(self.store), (POOL,), None).page(tenant, most=most, after=after)
 
     async def submit(self, *jobs: Job) -> list[Admitted]:
         """The answers to these submissions, made one after the other."""
@@ -200,9 +209,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(server: RedisServer, *, url: str | None = None, **options: Any) -> AsyncGenerator[Rig]:
+async def rig(
+    server: RedisServer, *, url: str | None = None, reply_timeout_s: float = REPLY_TIMEOUT_S, **options: Any
+) -> AsyncGenerator[Rig]:
     """A rig on this server; its connections are closed at the end."""
-    store = Store.from_url(url or server.url)
+    store = Store.from_url(url or server.url, reply_timeout_s=reply_timeout_s)
     try:
         yield Rig(server, store, **options)
     finally:

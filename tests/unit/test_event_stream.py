@@ -13,7 +13,8 @@ from common.queue import Queue
 from common.store import Store
 from common.stream import StreamStore
 from gateway.http import HANG_UP
-from gateway.hub import Hub, Limits
+from gateway.hub import Hub
+from gateway.readers import Limits
 from gateway.relay import EventStream
 
 

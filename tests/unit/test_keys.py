@@ -15,7 +15,7 @@ from common import keys
 BUILDERS: dict[str, Callable[..., str]] = {
     name: function
     for name, function in inspect.getmembers(keys, inspect.isfunction)
-    if name not in {"pool_prefix", "tenant_prefix", "backend_prefix", "lane_name", "kind_of"}
+    if name not in {"pool_prefix", "backend_prefix", "lane_name", "kind_of"}
 }
 
 
@@ -30,7 +30,7 @@ def test_a_key_begins_with_its_owners_prefix_and_has_one_hash_tag(name: str) -> 
     owner = next(iter(inspect.signature(BUILDERS[name]).parameters))
     prefix, tag = {
         "pool": (keys.pool_prefix("p"), "p"),
-        "tenant": (keys.tenant_prefix("p"), "t:p"),
+        "tenant": ("hr:{t:p}:", "t:p"),
         "backend": (keys.backend_prefix("p"), "b:p"),
     }[owner]
     assert key.startswith(prefix)
@@ -46,9 +46,10 @@ def test_no_two_kinds_of_key_share_a_name() -> None:
 
 
 def test_a_pool_can_never_be_taken_for_a_tenant_or_a_backend() -> None:
-    assert len({keys.pool_prefix("x"), keys.tenant_prefix("x"), keys.backend_prefix("x")}) == 3
-    assert keys.pool_prefix("t").partition("}")[0] != keys.tenant_prefix("").partition("}")[0]
-    assert built(keys.tenant_jobs, "x").startswith("hr:{t:")
+    tenants = built(keys.tenant_idempotency, "x")
+    assert tenants.startswith("hr:{t:x}:")
+    assert len({keys.pool_prefix("x"), tenants.partition("}")[0] + "}:", keys.backend_prefix("x")}) == 3
+    assert keys.pool_prefix("t").partition("}")[0] != tenants.partition("x}")[0]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
