@@ -39,9 +39,7 @@ class Endings:
     async def settle(self, attempt: Attempt, end: Settlement) -> None:
         """Ends the job, unless it is another's by now."""
         claim, told = attempt.claim, self._with_error(attempt, end)
-        code = await self._persist(
-            lambda: self._queue.settle(claim.job.pool, claim.job.id, self._worker_id(), claim.fence, told)
-        )
+        code = await self._persist(lambda: self._queue.finish(claim, self._worker_id(), told))
         if not code.done:
             log.warning("worker.settle_refused", job_id=claim.job.id, code=code.name)
 

@@ -6,10 +6,10 @@
 --      6 last tokens (JSON, one event a line) or ''  7 their last event's number  8 the outcome's number, or '*'
 --      9 outcome (JSON)  10 status  11 result (JSON) or ''  12 '1': the readers' frame carries the result, not tokens
 --      13 how long the record stays, ms  14 how long the stream stays, ms  15 '1': attempts used up, list as dead
---      16 most entries kept in an inbox  17 tokens used  18 the failed attempt (JSON) or ''
---      19 how long an idempotency key stays, ms  20 how long the answer was, in tokens, or 0: it tells nothing
---      21 how long the record outlives its deadline as long as it has not ended, ms
--- Returns 0 ended, 1 refused (not the owner, or in another state), 2 unknown job, 3 already ended this way
+--      16 most entries kept in an inbox  17 the failed attempt (JSON) or ''  18 how long an idempotency key stays, ms
+--      19 how long the record outlives its deadline as long as it has not ended, ms
+-- Returns {code, ms that it held a slot}; code: 0 ended, 1 refused (not the owner, or in another state), 2 unknown job,
+--      3 already ended this way
 -- Derives `lane:`, `inbox:` and `idem:` keys, and where they are needed `abandoned`, `dead`, `delayed`, `lanes`, `waiting`
 --      and `ended`.
 local job, stream, held, deadlines, stats, fair = unpack(KEYS)
@@ -17,30 +17,38 @@ local prefix, offset_ms, id, worker, fence = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local events, events_seq, outcome_seq, outcome = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local status, result, share_result = ARGV[10], ARGV[11], ARGV[12] == '1'
 
-local field = redis.call('HMGET', job, 'state', 'worker', 'fence', 'inbox', 'lane', 'member', 'tenant', 'cost',
-  'weight', 'credit', 'started_ms', 'journal', 'idem', 'errors', 'tag', 'deadline_ms')
-local state, lane_name, tenant, cost = field[1], field[5], field[7], tonumber(field[8] or 1)
-if not state then return 2 end
+local field = redis.call('HMGET', job, 'state', 'worker', 'fence', 'inbox', 'started_ms', 'credit', 'journal', 'idem',
+  'errors', 'deadline_ms')
+local state = field[1]
+if not state then return {2, 0} end
 if state ~= 'running' and state ~= 'queued' and state ~= 'delayed' then
-  return (state == status and field[3] == fence) and 3 or 1
+  return {(state == status and field[3] == fence) and 3 or 1, 0}
 end
-if field[3] ~= fence then return 1 end
-if worker ~= '' then
-  if state ~= 'running' or field[2] ~= worker then return 1 end
-elseif state == 'running' then
-  return 1
-elseif state == 'delayed' then
-  redis.call('ZREM', prefix .. 'delayed', id)
-else
-  local lane, waiting = prefix .. 'lane:' .. lane_name, prefix .. 'waiting'
-  if redis.call('ZREM', lane, field[6]) == 1 then redis.call('HINCRBY', waiting, 't:' .. lane_name, -cost) end
-  if redis.call('EXISTS', lane) == 0 then
-    redis.call('SREM', prefix .. 'lanes', lane_name)
-    redis.call('HDEL', waiting, 't:' .. lane_name)
+if field[3] ~= fence then return {1, 0} end
+if worker ~= '' and (state ~= 'running' or field[2] ~= worker) then return {1, 0} end
+if worker == '' and state == 'running' then return {1, 0} end
+
+-- A job that waits leaves the queue, and its tenant gets back what it was charged. One that was never charged (delayed)
+-- has no tag.
+if worker == '' then
+  local own = redis.call('HMGET', job, 'lane', 'member', 'tenant', 'cost', 'weight', 'tag')
+  local lane_name, tenant, cost, waiting = own[1], own[3], tonumber(own[4] or 1), prefix .. 'waiting'
+  if state == 'delayed' then
+    redis.call('ZREM', prefix .. 'delayed', id)
+  else
+    local lane = prefix .. 'lane:' .. lane_name
+    if redis.call('ZREM', lane, own[2]) == 1 then redis.call('HINCRBY', waiting, 't:' .. lane_name, -cost) end
+    if redis.call('EXISTS', lane) == 0 then
+      redis.call('SREM', prefix .. 'lanes', lane_name)
+      redis.call('HDEL', waiting, 't:' .. lane_name)
+    end
   end
-end
-if worker == '' and redis.call('HINCRBY', prefix .. 'waiting', 'j:' .. tenant, -1) <= 0 then
-  redis.call('HDEL', prefix .. 'waiting', 'j:' .. tenant)
+  if redis.call('HINCRBY', waiting, 'j:' .. tenant, -1) <= 0 then redis.call('HDEL', waiting, 'j:' .. tenant) end
+  local times = 'f:' .. lane_name .. ':' .. tenant
+  local finish, start = string.match(own[4] and own[6] ~= '' and redis.call('HGET', fair, times) or '', '^(%S+) (%S+)$')
+  if finish then
+    redis.call('HSET', fair, times, string.format('%.3f %s', finish - cost / tonumber(own[5] or 1), start))
+  end
 end
 
 local time = redis.call('TIME')
@@ -66,56 +74,30 @@ else
   redis.call('HSET', job, 'state', status, 'outcome', outcome, 'finished_ms', now_ms, 'result', result)
 end
 -- Whoever asks again with the same key gets this answer, so the record stays as long as the key.
-local idem, left_ms = field[13], tonumber(field[16] or 0) - now_ms
-if idem then redis.call('PEXPIRE', prefix .. 'idem:' .. idem, ARGV[19]) end
+local idem, left_ms = field[8], tonumber(field[10]) - now_ms
+if idem then redis.call('PEXPIRE', prefix .. 'idem:' .. idem, ARGV[18]) end
 -- A record that would go by itself before a quarter more than its time has passed is left at that.
-local life_ms = idem and math.max(tonumber(ARGV[13]), tonumber(ARGV[19])) or tonumber(ARGV[13])
-if left_ms < 0 or left_ms + ARGV[21] > life_ms * 1.25 then redis.call('PEXPIRE', job, life_ms) end
+local life_ms = idem and math.max(tonumber(ARGV[13]), tonumber(ARGV[18])) or tonumber(ARGV[13])
+if left_ms < 0 or left_ms + ARGV[19] > life_ms * 1.25 then redis.call('PEXPIRE', job, life_ms) end
 redis.call('PEXPIRE', stream, ARGV[14])
 redis.call('ZREM', deadlines, id)
 -- Only a job whose last reader left is among the abandoned, and then it has an inbox without names.
 if field[4] == '' then redis.call('ZREM', prefix .. 'abandoned', id) end
-if worker ~= '' then redis.call('HDEL', held, id) end
-if ARGV[18] ~= '' then
-  redis.call('HSET', job, 'errors', (field[14] and field[14] .. '\n' or '') .. ARGV[18])
-end
-
--- The estimate was charged to its tenant; what is charged in the end is what was used, and nothing for one that only
--- waited. One that was never charged (delayed, or of an older version) has no tag or no cost of its own.
-local tokens = worker ~= '' and tonumber(ARGV[17]) or 0
-local times, means, model = 'f:' .. lane_name .. ':' .. tenant, 'm:' .. lane_name, string.sub(lane_name, 3)
-local known = redis.call('HMGET', fair, times, means)
-local changed = {}
-if field[8] and field[15] ~= '' and tokens ~= cost then
-  local finish, start = string.match(known[1] or '', '^(%S+) (%S+)$')
-  if finish then
-    changed = {times, string.format('%.3f %s', finish + (tokens - cost) / tonumber(field[9] or 1), start)}
+redis.call('HINCRBY', stats, status, 1)
+local busy_ms = 0
+if worker ~= '' then
+  redis.call('HDEL', held, id)
+  busy_ms = math.max(0, now_ms - tonumber(field[5]))
+  -- The classes' accounts were charged what it was likely to take.
+  if field[6] and field[6] ~= '' then
+    local likely_ms = tonumber(string.match(field[6], '^%S+'))
+    for class, factor in string.gmatch(field[6], '(%d):(%S+)') do
+      redis.call('HINCRBYFLOAT', fair, 'c:' .. class, factor * (busy_ms - likely_ms))
+    end
   end
 end
-if worker == '' then
-  redis.call('HINCRBY', stats, status, 1)
-else
-  local counted, busy_ms = redis.call('HMGET', stats, status, 'worked:' .. model), math.max(0, now_ms - tonumber(field[11]))
-  -- Worked off is what was estimated: what waits is counted so too.
-  local jobs, worked_tokens = string.match(counted[2] or '0 0', '^(%d+) (%d+)$')
-  redis.call('HSET', stats, status, (counted[1] or 0) + 1, 'worked:' .. model,
-    string.format('%d %d', jobs + 1, worked_tokens + cost))
-  -- How long the lane's jobs hold a slot, and at which cost: means of the last sixteen or so, for the classes' shares.
-  -- How long their answers are, for the gateways' estimates: a third number, once an answer told it.
-  local mean_ms, mean_cost, mean_answer = string.match(known[2] or '', '^(%S+) (%S+) ?(%S*)$')
-  mean_ms, mean_cost, mean_answer = tonumber(mean_ms) or busy_ms, tonumber(mean_cost) or cost, tonumber(mean_answer)
-  local answer = tonumber(ARGV[20])
-  if answer > 0 then mean_answer = mean_answer and mean_answer + (answer - mean_answer) / 16 or answer end
-  changed[#changed + 1] = means
-  changed[#changed + 1] = string.format('%.3f %.3f', mean_ms + (busy_ms - mean_ms) / 16,
-    mean_cost + (cost - mean_cost) / 16) .. (mean_answer and string.format(' %.3f', mean_answer) or '')
-  local likely_ms = tonumber(string.match(field[10] or '', '^%S+'))
-  for class, factor in string.gmatch(field[10] or '', '(%d):(%S+)') do
-    redis.call('HINCRBYFLOAT', fair, 'c:' .. class, factor * (busy_ms - likely_ms))
-  end
-end
-if #changed > 0 then redis.call('HSET', fair, unpack(changed)) end
-if field[12] then redis.call('XADD', prefix .. 'ended', '*', 'id', id, 'status', status) end
+if ARGV[17] ~= '' then redis.call('HSET', job, 'errors', (field[9] and field[9] .. '\n' or '') .. ARGV[17]) end
+if field[7] then redis.call('XADD', prefix .. 'ended', '*', 'id', id, 'status', status) end
 if ARGV[15] == '1' then
   redis.call('ZADD', prefix .. 'dead', now_ms, id)
   redis.call('ZREMRANGEBYRANK', prefix .. 'dead', 0, -10001)
@@ -123,4 +105,4 @@ end
 for gateway in string.gmatch(field[4] or '', '[^,]+') do
   redis.call('XADD', prefix .. 'inbox:' .. gateway, 'NOMKSTREAM', 'MAXLEN', '~', ARGV[16], '*', unpack(frame))
 end
-return 0
+return {0, busy_ms}

@@ -16,6 +16,10 @@ class Ending(Side):
 
     async def settle(self, pool: str, job_id: str, worker: str, fence: int, end: Settlement) -> Settled:
         """Whether the job ended this way. `worker` is '' for a job that only waits. Safe to send again."""
+        return (await self._settle(pool, job_id, worker, fence, end))[0]
+
+    async def _settle(self, pool: str, job_id: str, worker: str, fence: int, end: Settlement) -> tuple[Settled, int]:
+        """The same, and for how many ms the job that this ended had held a slot."""
         names = (
             keys.job(pool, job_id),
             keys.stream(pool, job_id),
@@ -24,8 +28,7 @@ class Ending(Side):
             keys.stats(pool),
             keys.fair(pool),
         )
-        usage = end.outcome.usage
-        code = await self._store.call(
+        code, busy_ms = await self._store.call(
             "settle",
             keys.pool_prefix(pool),
             names,
@@ -44,14 +47,12 @@ class Ending(Side):
                 self._retention.stream_s * 1000,
                 int(end.dead),
                 keys.INBOX_MOST_ENTRIES,
-                usage.prompt_tokens + usage.completion_tokens if usage else 0,
                 end.error.encode() if end.error else b"",
                 self._retention.idempotency_s * 1000,
-                end.answer_tokens,
                 self._retention.record_ms,
             ),
         )
-        return Settled(code)
+        return Settled(code), busy_ms
 
     async def attempt(self, pool: str, job_id: str) -> int:
         """The number of the job's last attempt; 0 where there was none."""

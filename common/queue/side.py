@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Final
 
+from common.queue.accounts import Accounts
 from common.queue.words import Retention
 from common.store import Store
 
@@ -28,6 +29,7 @@ class Side:
         self._most_in_lane = most_in_lane
         self._most_waiting = most_waiting
         self._kept_slots = kept_slots
+        self._accounts: dict[str, Accounts] = {}
 
 
 def digest(text: str) -> str:

@@ -128,14 +128,7 @@ class Timing(Ending):
     async def stats(self, pool: str) -> dict[str, float]:
         """The pool's counters since ever, and what `note_rates` wrote; by model `jobs:` and `tokens:` worked off."""
         flat: list[bytes] = await self._store.command("HGETALL", keys.stats(pool))
-        counters: dict[str, float] = {}
-        for name, value in zip(map(bytes.decode, flat[::2]), flat[1::2], strict=True):
-            kind, _, model = name.partition(":")
-            if kind == "worked":
-                counters[f"jobs:{model}"], counters[f"tokens:{model}"] = map(float, value.split())
-            else:
-                counters[name] = float(value)
-        return counters
+        return {name.decode(): float(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
     async def take_turn_to_note(self, pool: str, *, for_ms: int) -> bool:
         """Whether the caller is the one to note rates; nobody else is for the next `for_ms`."""

@@ -11,8 +11,9 @@ import structlog
 
 from common import keys
 from common.contracts import Failure, Job, JsonObject, Outcome, Priority, State
+from common.queue.accounts import Accounts
 from common.queue.ending import Ending
-from common.queue.words import Cap, Claim, Claims, PutBack, Released, Settlement
+from common.queue.words import Cap, Claim, Claims, PutBack, Released, Settled, Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +47,7 @@ class Working(Ending):
 
         `concurrency`: jobs it can hold at once; 0 for one that takes none.
         """
+        self.tell_accounts(pool)
         ends_ms = await self._store.call(
             "beat",
             keys.pool_prefix(pool),
@@ -56,6 +58,7 @@ class Working(Ending):
 
     async def leave(self, pool: str, worker: str) -> bool:
         """Whether the worker could sign off: it holds no job. Safe to send again."""
+        self.tell_accounts(pool)
         names = (
             keys.workers(pool),
             keys.worker_info(pool, worker),
@@ -83,7 +86,7 @@ class Working(Ending):
         Not safe to send again blindly: a lost reply leaves jobs held that nobody runs; `held` tells them.
         """
         cap_of = {lane: number for number, cap in enumerate(caps, 1) for lane in cap.lanes}
-        reply = await self._store.call(
+        answered = self._store.call(
             "claim",
             keys.pool_prefix(pool),
             (
@@ -116,6 +119,9 @@ class Working(Ending):
                 *(item for lane in lanes for item in (lane, cap_of.get(lane, 0))),
             ),
         )
+        # In the same trip, and behind it, as no job waits for this.
+        self.tell_accounts(pool)
+        reply = await answered
         if reply[0] == -1:
             return None
         claims, unreadable = _claims(reply)
@@ -124,6 +130,32 @@ class Working(Ending):
             log.error("queue.job_unreadable", job_id=job_id)
             await self.settle(pool, job_id, worker, fence, UNREADABLE)
         return claims
+
+    async def finish(self, claim: Claim, worker: str, end: Settlement) -> Settled:
+        """Whether the claimed job ended so; what it took is told with the next claim or beat. Safe to send again."""
+        pool = claim.job.pool
+        code, busy_ms = await self._settle(pool, claim.job.id, worker, claim.fence, end)
+        if code is Settled.ENDED:
+            usage = end.outcome.usage
+            accounts = self._accounts.setdefault(pool, Accounts())
+            accounts.add(
+                claim.job,
+                busy_ms=busy_ms,
+                tokens=usage.prompt_tokens + usage.completion_tokens if usage else 0,
+                answer_tokens=end.answer_tokens,
+            )
+            if accounts.full:
+                self.tell_accounts(pool)
+        return code
+
+    def tell_accounts(self, pool: str) -> None:
+        """Sends what ended jobs of the pool took on its way to the store.
+
+        Nobody waits for it: lost with a worker or a connection, it leaves shares, means and paces a little behind.
+        """
+        words = accounts.take() if (accounts := self._accounts.get(pool)) else None
+        if words:
+            self._store.call("account", keys.pool_prefix(pool), (keys.fair(pool), keys.stats(pool)), words)
 
     async def held(self, pool: str, worker: str) -> dict[str, int]:
         """The jobs that Redis counts as this worker's, with their fences."""

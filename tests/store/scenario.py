@@ -39,7 +39,8 @@ async def _journal(r: Rig, pool: str) -> None:
     await r.queue.submit(a_job(40, pool=pool, journal=True, model="kept"))
     claims = await r.queue.claim(pool, worker, most=1, lanes=("0:kept",))
     assert claims is not None and len(claims) == 1
-    await r.queue.settle(pool, claims[0].job.id, worker, claims[0].fence, success())
+    await r.queue.finish(claims[0], worker, success())
+    r.queue.tell_accounts(pool)
     ended = await outbox.read(pool, "reader", most=10)
     await outbox.ends(pool, ended, most_bytes=1)
     await outbox.strike(pool, [one.entry for one in ended])

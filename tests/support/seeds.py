@@ -106,10 +106,7 @@ def _held(server: RedisServer, name: str, seen: View) -> None:
 
 def _stats(server: RedisServer, name: str, seen: View) -> None:
     flat = server.command("HGETALL", name)
-    for key, value in zip(map(bytes.decode, flat[::2]), flat[1::2], strict=True):
-        # Of each model two numbers: jobs and tokens worked off.
-        names = (f"jobs:{key[7:]}", f"tokens:{key[7:]}") if key.startswith("worked:") else (key,)
-        seen.stats.update(zip(names, map(int, value.split()), strict=True))
+    seen.stats = {key.decode(): int(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _waiting(server: RedisServer, name: str, seen: View) -> None:
@@ -191,7 +188,11 @@ class Rig:
 
     async def settle(self, claim: Claim, worker: str = "w", end: Settlement | None = None) -> Settled:
         """The answer to ending a claimed job, well by default."""
-        return await self.queue.settle(POOL, claim.job.id, worker, claim.fence, end or success())
+        code = await self.queue.finish(claim, worker, end or success())
+        self.queue.tell_accounts(POOL)
+        # Nobody waits for those; what is sent after them is answered after them.
+        await self.store.command("PING")
+        return code
 
     async def append(self, claim: Claim, last_seq: int, events: bytes, worker: str = "w") -> Refusal | None:
         """Why one job's tokens were refused, or None."""
