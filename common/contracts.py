@@ -76,6 +76,7 @@ class Job:
     what came with it. `journal`: the ledger has the job too. `replay_of`: the dead letter that this one is made of.
     `joint`: jobs of this one's batch key can share one call upstream. `answers`: how many it asks for, where their
     length tells how long the model's answers are; 0 where it does not, as under a limit that would cut most of them.
+    `dialect`: what the request came in, '' for the endpoint's own, and `asked` what its answer repeats of the request.
     """
 
     id: str
@@ -104,6 +105,8 @@ class Job:
     replay_of: str = ""
     joint: bool = False
     answers: int = 0
+    dialect: str = ""
+    asked: JsonObject = field(default_factory=dict[str, Any])
 
     def encode(self) -> bytes:
         """The job as JSON bytes, as it is stored."""

@@ -116,6 +116,8 @@ class Admission:
             weight=principal.weight,
             idempotency=key_digest(options.idempotency_key) if options.idempotency_key else "",
             fingerprint=_fingerprint(asked, options, manner, metadata) if options.idempotency_key else "",
+            dialect=asked.dialect,
+            asked=asked.asked,
         )
 
     def _check_length(self, asked: Asked) -> None:
@@ -205,6 +207,6 @@ def _fingerprint(asked: Asked, options: JobOptions, manner: Manner, metadata: Js
     Options that came in headers don't: whoever asks again may have less time left than the first time.
     """
     if manner is not BACKGROUND:
-        return fingerprint(asked.endpoint, manner.stream, asked.body, asked.include_usage)
+        return fingerprint(asked.endpoint, manner.stream, asked.body, asked.include_usage, asked.dialect, asked.asked)
     chosen = (options.priority, options.deadline_ms, options.delay_ms, options.batch_key, metadata)
     return fingerprint(asked.endpoint, True, asked.body, "job", chosen)

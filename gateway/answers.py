@@ -13,9 +13,7 @@ from common.contracts import Failure, Job, Outcome, State
 from common.errors import HeadraceError, InternalError
 from common.queue import Place, Record
 from common.stream import OUTCOME, Entry
-from gateway.dialects.native import answer_body
-from gateway.dialects.openai import ChunkShape
-from gateway.errors import openai_error
+from gateway.dialects.surfaces import surface_of
 from gateway.parts import Parts
 from gateway.readers import Subscription, Waiter
 from gateway.relay import EventStream, Relay, has_substance, stored_frames
@@ -39,7 +37,7 @@ def job_headers(job_id: str, *, journaled: bool = False) -> dict[str, str]:
 
 def refusal(failure: Failure, job: Job, headers: dict[str, str]) -> Response:
     """A job's bad end as an HTTP answer. Asked again with its idempotency key it is the same, so SDKs shall not."""
-    status, body, of_failure = openai_error(failure)
+    status, body, of_failure = surface_of(job).refused(failure)
     again = {"x-should-retry": "false"} if job.idempotency else {}
     return Response(body, status, {**of_failure, **headers, **again}, "application/json")
 
@@ -65,9 +63,10 @@ async def _begun(parts: Parts, reader: Subscription, job: Job, created_ms: int, 
     if failure is not None:
         reader.close()
         return refusal(failure, job, headers)
-    shape = ChunkShape(job.id, created_ms // 1000, job.model, job.include_usage)
+    shape = surface_of(job).shape(job, created_ms // 1000)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
-    return EventStream(parts.hub, relay.bytes(first), {**headers, **place_headers(reader.place)})
+    all_headers = {**headers, **place_headers(reader.place)}
+    return EventStream(parts.hub, relay.bytes(first), all_headers, media_type=shape.media_type)
 
 
 def place_headers(place: Place | None) -> dict[str, str]:
@@ -99,8 +98,9 @@ def _stored_stream(parts: Parts, record: Record, headers: dict[str, str]) -> Res
     outcome, job = record.outcome, record.job
     if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
         return refusal(_why(outcome), job, headers)
-    shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
-    return EventStream(parts.hub, stored_frames(shape, record.fence, outcome, record.result), headers)
+    shape = surface_of(job).shape(job, record.created_ms // 1000)
+    frames = stored_frames(shape, record.fence, outcome, record.result)
+    return EventStream(parts.hub, frames, headers, media_type=shape.media_type)
 
 
 async def _known(parts: Parts, job_id: str) -> Record:
@@ -174,7 +174,7 @@ async def _whole(
 ) -> Response:
     if outcome.status is not State.SUCCEEDED or result is None:
         return refusal(_why(outcome), job, headers)
-    body = await shaped(result, answer_body, job, created_ms // 1000, result)
+    body = await shaped(result, surface_of(job).whole, job, created_ms // 1000, result)
     return Response(body, 200, headers, "application/json")
 
 

@@ -17,18 +17,13 @@ from common.errors import HeadraceError
 from common.metrics import GatewayMetrics
 from common.queue import Place
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
-from gateway.dialects.openai import ChunkShape
+from gateway.dialects.shape import EVENT_STREAM, Shape
 from gateway.http import HANG_UP
 from gateway.hub import Hub
 from gateway.readers import Subscription, events_in
 
 log = structlog.get_logger(__name__)
 
-# Both are single lines before the event that comes next. OpenAI's Python SDK, once it has seen an `id:` or a `retry:`,
-# takes every empty line for the end of an event, and fails on one without data.
-KEEPALIVE: Final = b": keep-alive\n"
-RETRY_MS: Final = 1_000
-RETRY: Final = f"retry: {RETRY_MS}\n".encode()
 SEND_TIMEOUT_S: Final = 30
 
 
@@ -38,12 +33,11 @@ class Relay:
     def __init__(
         self,
         reader: Subscription,
-        shape: ChunkShape,
+        shape: Shape,
         metrics: GatewayMetrics,
         *,
         on_interrupt: OnInterrupt,
         seen: Position | None = None,
-        queue_events: bool = False,
     ) -> None:
         self._reader = reader
         self._shape = shape
@@ -51,35 +45,28 @@ class Relay:
         self._on_interrupt = on_interrupt
         self._seen = self._resumed = seen
         self._done = False
-        self._queue_events = queue_events
         self._told: Place | None = None
 
     async def bytes(self, first: list[Entry]) -> AsyncGenerator[bytes, None]:
         """The stream's bytes: what `first` holds, then what comes, until the end. Closes the reader."""
         try:
             with self._metrics.stream_open():
-                yield RETRY + self._render(first) + self._waiting()
+                yield self._shape.opening() + self._render(first) + self._waiting()
                 while not self._done:
                     entries = await self._reader.next()
-                    yield self._render(entries) if entries else self._waiting() or KEEPALIVE
+                    yield self._render(entries) if entries else self._waiting() or self._shape.keep_alive()
         except HeadraceError as error:
-            yield self._shape.error_frame(None, error.failure)
+            yield self._shape.failed(None, error.failure)
         finally:
             self._reader.close()
 
     def _waiting(self) -> bytes:
-        """Where the job stands in the queue, if that is known and news.
-
-        OpenAI's clients take every event for a chunk, so their streams get it as a comment.
-        """
+        """Where the job stands in the queue, if that is known and news."""
         place = self._reader.place
         if place is None or place.position is None or place == self._told:
             return b""
         self._told = place
-        if self._queue_events:
-            return b"event: queue\ndata: " + orjson.dumps(queue_object(place)) + b"\n\n"
-        wait = b"" if place.wait_ms is None else b" estimated_wait_ms=%d" % place.wait_ms
-        return b": queue position=%d%b\n" % (place.position, wait)
+        return self._shape.waiting(place)
 
     def _render(self, entries: list[Entry]) -> bytes:
         return b"".join([self._entry(entry) for entry in entries])
@@ -107,29 +94,23 @@ class Relay:
             return b""
         if self._on_interrupt is OnInterrupt.RESTART:
             self._seen = Position(fence, 0)
-            return self._shape.reset_frame(str(self._seen).encode())
+            return self._shape.anew(self._seen)
         self._done = True
         text = "The answer broke off and was begun anew; what comes would not fit what you have."
-        return self._shape.error_frame(None, Failure("upstream_interrupted", text))
+        return self._shape.failed(None, Failure("upstream_interrupted", text))
 
     def _events(self, entry: Entry) -> bytes:
-        fence = entry.last.fence
         events = entry.body.split(b"\n")
-        first = entry.last.seq - len(events) + 1
         self._metrics.events_relayed(len(events))
-        frame = self._shape.frame
-        return b"".join([frame(b"%d-%d" % (fence, first + i), event) for i, event in enumerate(events)])
+        return self._shape.events(entry.last, events)
 
     def _end(self, entry: Entry) -> bytes:
         self._done = True
         outcome = Outcome.decode(entry.body)
-        position = str(entry.last).encode()
         if outcome.status is State.SUCCEEDED:
-            usage = self._shape.usage_frame(position, outcome.usage) if outcome.usage else b""
-            end = end_of_stream(entry.last, outcome, include_usage=self._shape.include_usage)
-            return (b"" if entry.last == self._resumed else usage) + self._shape.done_frame(str(end).encode())
+            return self._shape.end(entry.last, outcome, resumed=entry.last == self._resumed)
         failure = outcome.failure or Failure("internal_error", "The job ended without a reason.")
-        return self._shape.error_frame(position, failure)
+        return self._shape.failed(entry.last, failure)
 
 
 class EventStream(EventSourceResponse):
@@ -145,11 +126,12 @@ class EventStream(EventSourceResponse):
         body: AsyncGenerator[bytes, None],
         headers: dict[str, str],
         *,
+        media_type: str = EVENT_STREAM,
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         all_headers = {"Cache-Control": "no-cache", **headers}
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
-            body, headers=all_headers, ping=0, sep="\n", send_timeout=send_timeout_s
+            body, headers=all_headers, media_type=media_type, ping=0, sep="\n", send_timeout=send_timeout_s
         )
         self._hub = hub
 
@@ -184,14 +166,8 @@ def _nothing(*, at_once: bool = False) -> None:
     """There is no connection to hang up."""
 
 
-def end_of_stream(last: Position, outcome: Outcome | None, *, include_usage: bool) -> Position:
-    """The position of the stream's last event, its last entry being at `last`: an entry tells usage and end in two."""
-    both = include_usage and outcome is not None and outcome.status is State.SUCCEEDED and outcome.usage is not None
-    return Position(last.fence, last.seq + 1) if both else last
-
-
-async def stored_frames(shape: ChunkShape, fence: int, outcome: Outcome, result: bytes) -> AsyncGenerator[bytes, None]:
-    """A stored answer as a stream: each choice's whole message in one chunk, then its end, usage, and the last word."""
+async def stored_frames(shape: Shape, fence: int, outcome: Outcome, result: bytes) -> AsyncGenerator[bytes, None]:
+    """A stored answer as a stream: each choice's whole message in one event, then its end, usage, and the last word."""
     stored: JsonObject = orjson.loads(result)
     deltas: list[JsonObject] = [
         {"index": one["index"], "delta": one["message"], "finish_reason": None} for one in stored["choices"]
@@ -199,17 +175,9 @@ async def stored_frames(shape: ChunkShape, fence: int, outcome: Outcome, result:
     ends: list[JsonObject] = [
         {"index": one["index"], "delta": {}, "finish_reason": one.get("finish_reason")} for one in stored["choices"]
     ]
-    frames = [RETRY]
-    for seq, choices in enumerate((deltas, ends), 1):
-        frames.append(shape.frame(b"%d-%d" % (fence, seq), orjson.dumps({"choices": choices})))
-    if outcome.usage is not None:
-        frames.append(shape.usage_frame(b"%d-3" % fence, outcome.usage))
-    yield b"".join(frames) + shape.done_frame(b"%d-4" % fence)
-
-
-def queue_object(place: Place) -> JsonObject:
-    """How many jobs go first, and how long that takes at the pace measured; None where nobody knows."""
-    return {"position": place.position, "estimated_wait_ms": place.wait_ms}
+    events = [orjson.dumps({"choices": choices}) for choices in (deltas, ends)]
+    frames = shape.opening() + shape.events(Position(fence, 2), events)
+    yield frames + shape.end(Position(fence, 3), outcome, resumed=False)
 
 
 def has_substance(entries: list[Entry]) -> bool:

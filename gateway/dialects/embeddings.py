@@ -58,6 +58,8 @@ class EmbeddingsRequest:
     endpoint: ClassVar[str] = ENDPOINT
     streams: ClassVar[bool] = False
     include_usage: ClassVar[bool] = False
+    dialect: ClassVar[str] = ""
+    asked: ClassVar[JsonObject] = {}
     joint: ClassVar[bool] = True
 
     model: str

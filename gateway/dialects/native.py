@@ -11,7 +11,7 @@ import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priority, State
+from common.contracts import JsonObject, OnDisconnect, OnInterrupt, Priority, State
 from common.errors import BadRequest, CallerError
 from common.queue import Record
 from gateway.dialects.bounded import read_object
@@ -23,10 +23,10 @@ from gateway.dialects.openai import (
     ChatRequest,
     chat_request,
     check_metadata,
-    completion,
     completion_object,
     schemas_of,
 )
+from gateway.dialects.surfaces import surface_of
 from gateway.errors import error_fields
 from gateway.idempotency import parse_key
 
@@ -246,13 +246,6 @@ def parse_prompt(raw: bytes, *, default_model: str | None) -> ChatRequest:
 # --- answers and records ----------------------------------------------------------------------------------------------
 
 
-def answer_body(job: Job, created_s: int, result: bytes) -> bytes:
-    """The body of a whole answer, in the shape of the job's endpoint, around the job's result."""
-    if job.endpoint == EMBEDDINGS_ENDPOINT:
-        return embeddings_object(job.model, job.body, result)
-    return completion(job.id, created_s, job.model, orjson.loads(result))
-
-
 def job_record(record: Record) -> JsonObject:
     """A job as `GET /v1/jobs/{id}` shows it; the route adds what it must ask for: queue, links, cost."""
     job, outcome = record.job, record.outcome
@@ -262,7 +255,7 @@ def job_record(record: Record) -> JsonObject:
     return {
         "id": job.id,
         "object": "job",
-        "endpoint": job.endpoint,
+        "endpoint": surface_of(job).endpoint,
         "status": record.state.value,
         "model": job.model,
         "priority": job.priority.label,
@@ -290,7 +283,7 @@ def _answer(record: Record) -> JsonObject | orjson.Fragment | None:
     if not record.result:
         return None
     if record.job.endpoint == EMBEDDINGS_ENDPOINT:
-        return orjson.Fragment(answer_body(record.job, 0, record.result))
+        return orjson.Fragment(embeddings_object(record.job.model, record.job.body, record.result))
     return completion_object(record.job.id, record.created_ms // 1000, record.job.model, orjson.loads(record.result))
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 import orjson
 
-from common.contracts import Failure, JsonObject, Usage
+from common.contracts import Failure, JsonObject, Outcome, Position, State, Usage
 from common.errors import BadRequest
+from common.queue import Place
 from gateway.dialects.bounded import check_schema, is_object, read_object
 from gateway.dialects.chat_schema import check_chat
 from gateway.dialects.prefix import prefix_key
+from gateway.dialects.shape import EVENT_STREAM, KEEP_ALIVE, RETRY
 from gateway.errors import error_object
 
 # What a request asks for where it names no limit, and nothing is known of the model's answers yet.
@@ -42,6 +44,7 @@ class ChatRequest:
     """A chat completion asked for. `body` is what is forwarded: the request without its streaming options.
 
     `answers`: how many choices; `answer_limit`: the most tokens of each, None where the request names no limit.
+    `dialect`: what it came in, '' for this one; `asked`: what the answer in that dialect repeats of the request.
     """
 
     endpoint: ClassVar[str] = CHAT_ENDPOINT
@@ -56,6 +59,8 @@ class ChatRequest:
     batch_key: str = ""
     answers: int = 1
     answer_limit: int | None = None
+    dialect: str = ""
+    asked: JsonObject = field(default_factory=dict[str, Any])
 
     def cost_tokens(self, usual_tokens: float | None = None) -> int:
         """The tokens that it is likely to take, where the model's answers have so many (None: nobody knows)."""
@@ -229,15 +234,50 @@ def completion_id(job_id: str) -> str:
 
 
 class ChunkShape:
-    """Makes frames of one stream. What is the same in each stands ready: a token costs one concatenation."""
+    """Makes frames of one stream. What is the same in each stands ready: a token costs one concatenation.
 
-    __slots__ = ("_prefix", "include_usage")
+    `queue_events`: a job's own reader is told of the queue by events. OpenAI's clients take every event for a chunk, so
+    their streams get it as a comment.
+    """
 
-    def __init__(self, job_id: str, created_s: int, model: str, include_usage: bool) -> None:
+    __slots__ = ("_prefix", "_queue_events", "include_usage")
+
+    media_type: ClassVar[str] = EVENT_STREAM
+
+    def __init__(
+        self, job_id: str, created_s: int, model: str, include_usage: bool, *, queue_events: bool = False
+    ) -> None:
+        self._queue_events = queue_events
         head = {"id": completion_id(job_id), "object": "chat.completion.chunk", "created": created_s, "model": model}
         usage = b'"usage":null,' if include_usage else b""
         self.include_usage = include_usage
         self._prefix = b"\ndata: " + orjson.dumps(head)[:-1] + b"," + usage
+
+    def opening(self) -> bytes:
+        """How soon to connect again."""
+        return RETRY
+
+    def keep_alive(self) -> bytes:
+        """A comment."""
+        return KEEP_ALIVE
+
+    def waiting(self, place: Place) -> bytes:
+        """The job's place in the queue, as an event or a comment."""
+        if self._queue_events:
+            return b"event: queue\ndata: " + orjson.dumps(queue_object(place)) + b"\n\n"
+        wait = b"" if place.wait_ms is None else b" estimated_wait_ms=%d" % place.wait_ms
+        return b": queue position=%d%b\n" % (place.position or 0, wait)
+
+    def events(self, last: Position, events: Sequence[bytes]) -> bytes:
+        """A chunk for each."""
+        fence, first, frame = last.fence, last.seq - len(events) + 1, self.frame
+        return b"".join([frame(b"%d-%d" % (fence, first + i), event) for i, event in enumerate(events)])
+
+    def end(self, last: Position, outcome: Outcome, *, resumed: bool) -> bytes:
+        """Usage, where it was asked for, and the last word."""
+        usage = b"" if resumed or not outcome.usage else self.usage_frame(str(last).encode(), outcome.usage)
+        end = end_of_stream(last, outcome, include_usage=self.include_usage)
+        return usage + self.done_frame(str(end).encode())
 
     def frame(self, position: bytes, event: bytes) -> bytes:
         """A chunk. `event` is a JSON object with `choices`, as streams hold it."""
@@ -255,18 +295,29 @@ class ChunkShape:
         """The word that the stream is complete."""
         return b"id: " + position + b"\ndata: [DONE]\n\n"
 
-    def error_frame(self, position: bytes | None, failure: Failure) -> bytes:
+    def failed(self, position: Position | None, failure: Failure) -> bytes:
         """The one frame that tells of a failure; nothing follows it."""
-        name = b"" if position is None else b"id: " + position + b"\n"
+        name = b"" if position is None else f"id: {position}\n".encode()
         return name + b"data: " + error_object(failure) + b"\n\n"
 
-    def reset_frame(self, position: bytes) -> bytes:
+    def anew(self, begins: Position) -> bytes:
         """The word that the answer begins anew and what came before is void.
 
         It is an empty chunk too, since OpenAI's clients read every event as a chunk.
         """
         event = b'"choices":[{"index":0,"delta":{},"finish_reason":null}],"headrace":{"event":"reset"}}'
-        return b"id: " + position + b"\nevent: reset" + self._prefix + event + b"\n\n"
+        return f"id: {begins}\nevent: reset".encode() + self._prefix + event + b"\n\n"
+
+
+def end_of_stream(last: Position, outcome: Outcome | None, *, include_usage: bool) -> Position:
+    """The position of the stream's last event, its last entry being at `last`: an entry tells usage and end in two."""
+    both = include_usage and outcome is not None and outcome.status is State.SUCCEEDED and outcome.usage is not None
+    return Position(last.fence, last.seq + 1) if both else last
+
+
+def queue_object(place: Place) -> JsonObject:
+    """How many jobs go first, and how long that takes at the pace measured; None where nobody knows."""
+    return {"position": place.position, "estimated_wait_ms": place.wait_ms}
 
 
 # --- out: whole answers -----------------------------------------------------------------------------------------------

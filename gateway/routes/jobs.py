@@ -16,12 +16,12 @@ from gateway.admission import BACKGROUND
 from gateway.answers import REPLAYED, job_headers, shaped
 from gateway.auth import Principal
 from gateway.dialects.native import in_body, job_record, listed, parse_job_submission
-from gateway.dialects.openai import ChunkShape
+from gateway.dialects.openai import ChunkShape, end_of_stream, queue_object
 from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
 from gateway.journal import Acceptance
 from gateway.parts import Parts
-from gateway.relay import EventStream, Relay, end_of_stream, queue_object
+from gateway.relay import EventStream, Relay
 from gateway.routes.plain import PlainRoute
 
 MOST_LISTED: Final = 100
@@ -143,10 +143,10 @@ async def follow(parts: Parts, record: Record, start: Position | None, *, seen: 
     except BaseException:
         reader.close()
         raise
-    shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage)
+    shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage, queue_events=True)
     if record.position is not None:
         [reader.place] = await parts.queue.places(job.pool, [job.id])
-    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen, queue_events=True)
+    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen)
     return EventStream(parts.hub, relay.bytes(first), job_headers(job.id))
 
 

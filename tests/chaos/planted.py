@@ -123,7 +123,7 @@ FAULTS: Final = (
         "readers are not told that an answer begins anew",
         "killed",
         "no reset came between",
-        (Change("gateway/relay.py", "return self._shape.reset_frame(str(self._seen).encode())", 'return b""'),),
+        (Change("gateway/relay.py", "return self._shape.anew(self._seen)", 'return b""'),),
     ),
     Planted(
         "a reader that resumes gets its last event again",

@@ -12,7 +12,8 @@ import pytest
 from common.contracts import Job, JsonObject
 from common.errors import BadRequest
 from gateway.dialects.embeddings import MAX_INPUTS, MAX_TOKENS, embeddings_object, parse_embeddings
-from gateway.dialects.native import answer_body, parse_job_submission
+from gateway.dialects.native import parse_job_submission
+from gateway.dialects.surfaces import surface_of
 
 NUMBERS = (0.5, -0.25, 0.1)
 
@@ -145,6 +146,9 @@ def test_a_jobs_answer_has_its_endpoints_shape() -> None:
     def job(endpoint: str) -> Job:
         return Job("job_default_" + 32 * "0", "default", "t", endpoint, "m", {})
 
-    assert orjson.loads(answer_body(job("/v1/embeddings"), 0, result((1.0,))))["object"] == "list"
+    def answer_body(one: Job, raw: bytes) -> JsonObject:
+        return orjson.loads(surface_of(one).whole(one, 0, raw))
+
+    assert answer_body(job("/v1/embeddings"), result((1.0,)))["object"] == "list"
     chat = orjson.dumps({"choices": [{"index": 0, "message": {"content": "hi"}}], "usage": None})
-    assert orjson.loads(answer_body(job("/v1/chat/completions"), 0, chat))["object"] == "chat.completion"
+    assert answer_body(job("/v1/chat/completions"), chat)["object"] == "chat.completion"

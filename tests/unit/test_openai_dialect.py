@@ -22,6 +22,7 @@ from common.contracts import (
     OnDisconnect,
     OnInterrupt,
     Outcome,
+    Position,
     Priority,
     State,
     Usage,
@@ -708,14 +709,14 @@ def test_a_stream_ends_with_openais_word() -> None:
 def test_a_failure_in_a_stream_is_one_frame_with_all_four_keys() -> None:
     failure = Failure("upstream_interrupted", 'It "broke"\noff.')
     error = {"message": 'It "broke"\noff.', "type": "server_error", "param": None, "code": "upstream_interrupted"}
-    named = fields(shape(include_usage=False).error_frame(b"1-2", failure))
+    named = fields(shape(include_usage=False).failed(Position(1, 2), failure))
     assert (named["id"], orjson.loads(named["data"])) == ("1-2", {"error": error})
-    assert "id" not in fields(shape(include_usage=False).error_frame(None, failure))
+    assert "id" not in fields(shape(include_usage=False).failed(None, failure))
 
 
 @pytest.mark.parametrize("include_usage", [False, True])
 def test_a_reset_is_an_event_of_its_own_that_clients_can_read_as_an_empty_chunk(include_usage: bool) -> None:
-    found = fields(shape(include_usage=include_usage).reset_frame(b"2-0"))
+    found = fields(shape(include_usage=include_usage).anew(Position(2, 0)))
     assert (found["id"], found["event"]) == ("2-0", "reset")
     chunk = ChatCompletionChunk.model_validate_json(found["data"], strict=True)
     assert (chunk.choices[0].delta.content, chunk.choices[0].finish_reason) == (None, None)
