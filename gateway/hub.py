@@ -224,9 +224,11 @@ class Hub:
         One that lapsed is made anew, and the jobs that are read here are told: whoever had something for them meanwhile
         has taken their readers for gone, and marked them for cancelling.
         """
-        if not await self.streams.keep_inbox(pool, self.id):
-            self._forgotten.add(pool)
-        if pool not in self._forgotten:
+        known = pool not in self._forgotten
+        # Until it is answered: what is lost with an answer may be that the inbox was made anew.
+        self._forgotten.add(pool)
+        if await self.streams.keep_inbox(pool, self.id) and known:
+            self._forgotten.discard(pool)
             return True
         read = [key.decode() for key, readers in self._here.items() if not all(reader.ended for reader in readers)]
         mine = [job_id for job_id in read if pool_of(job_id) == pool]

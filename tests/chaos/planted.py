@@ -36,8 +36,8 @@ FAULTS: Final = (
         "zombie",
         "was over at",
         (
-            Change(SETTLE, "if field[3] ~= fence then return 1 end", ""),
-            Change(SETTLE, "if state ~= 'running' or field[2] ~= worker then return 1 end", ""),
+            Change(SETTLE, "if field[3] ~= fence then return {1, 0} end", ""),
+            Change(SETTLE, "if worker ~= '' and (state ~= 'running' or field[2] ~= worker) then return {1, 0} end", ""),
         ),
     ),
     Planted(
@@ -84,13 +84,13 @@ FAULTS: Final = (
             Change(SETTLE, "redis.pcall('XADD', stream, fence .. '-' .. outcome_seq, 'o', outcome)", "'0-0'"),
             Change(
                 ENDING,
-                "        return Settled(code)\n",
+                "        return Settled(code), busy_ms\n",
                 "        await asyncio.sleep(0.25)\n"
                 "        if code == 0:\n"
                 '            place = f"{fence}-{end.outcome_seq or 1}"\n'
                 "            name = keys.stream(pool, job_id)\n"
                 '            await self._store.command("XADD", name, place, "o", end.outcome.encode())\n'
-                "        return Settled(code)\n",
+                "        return Settled(code), busy_ms\n",
             ),
             Change(
                 ENDING, "from __future__ import annotations\n", "from __future__ import annotations\nimport asyncio\n"
@@ -152,10 +152,13 @@ FAULTS: Final = (
         (Change("gateway/readers.py", "if follows(entry, self._tail):", "if True:"),),
     ),
     Planted(
-        "the order to cancel is not sent",
+        "the order to cancel is not sent, nor looked for",
         "cancelled",
         "still running",
-        (Change("common/lua/cancel.lua", "redis.call('RPUSH', control,", "redis.call('EXISTS', control,"),),
+        (
+            Change("common/lua/cancel.lua", "redis.call('RPUSH', control,", "redis.call('EXISTS', control,"),
+            Change("workers/engine.py", "for job_id in await self._queue.cancelling(pool, job_ids):", "for job_id in ():"),
+        ),
     ),
     Planted(
         "delayed jobs are forgotten when their time comes",

@@ -9,7 +9,8 @@ import pytest
 
 from common import keys
 from common.backlog import Backlog
-from common.config import Backend, Model, Settings, Target
+from common.catalogue import Model, Target
+from common.config import Backend, Settings
 from common.contracts import Job, Outcome, Priority, State, Usage
 from common.errors import StoreUnavailable
 from common.health import HealthStore

@@ -10,6 +10,7 @@ import pytest
 from common import keys
 from common.clock import Clock, SystemClock
 from common.contracts import OnDisconnect, Position
+from common.errors import StoreUnavailable
 from common.stream import EVENTS, Entry, StreamStore
 from gateway.hub import Hub
 from gateway.readers import Limits
@@ -33,6 +34,18 @@ class LateAnswers(StreamStore):
         self.asked.set()
         await self.let_go.wait()
         return answer
+
+
+class LostAnswers(StreamStore):
+    """Keeps the inbox, and loses the answer where the test says so."""
+
+    losing = False
+
+    async def keep_inbox(self, pool: str, gateway: str) -> bool:
+        there = await super().keep_inbox(pool, gateway)
+        if self.losing:
+            raise StoreUnavailable()
+        return there
 
 
 def a_hub(
@@ -135,6 +148,32 @@ async def test_readers_of_an_inbox_that_lapsed_while_the_store_was_away_are_not_
         while got[-1:] != [2]:
             got += [entry.last.seq for entry in await reader.next()]
         assert got == [0, 1, 2]
+        await hub.close()
+
+
+async def test_an_inbox_that_was_made_anew_is_not_taken_for_the_old_one_where_that_answer_was_lost(
+    redis_server: RedisServer,
+) -> None:
+    async with rig(redis_server) as seeded:
+        clock, streams = ManualClock(), LostAnswers(seeded.store)
+        hub = a_hub(seeded, streams, clock=clock)
+        await hub.start()
+        hub.expect(job_id(1))
+        claim = await seeded.running(a_job(1, on_disconnect=OnDisconnect.CANCEL), gateway=hub.id)
+        await until(lambda: _is(redis_server.command("EXISTS", keys.inbox(POOL, hub.id)) == 1))
+        # What a server that was frozen does when it goes on: first a worker's write, then what a gateway gave up long ago.
+        redis_server.command("DEL", keys.inbox(POOL, hub.id))
+        await seeded.append(claim, 1, events(1, 1))
+        streams.losing = True
+        await clock.until_sleeping()
+        clock.advance(1.0)
+        await until(lambda: _is(redis_server.command("EXISTS", keys.inbox(POOL, hub.id)) == 1))
+        assert seeded.view().abandoned == {1}
+        streams.losing = False
+        await clock.until_sleeping()
+        clock.advance(1.0)
+        await until(lambda: _is(seeded.view().abandoned == set()))
+        assert seeded.job(1)["inbox"] == hub.id.encode()
         await hub.close()
 
 

@@ -182,7 +182,7 @@ async def test_what_outlasts_a_workers_drain_goes_back_without_a_failure_or_ends
         status = await asyncio.to_thread(stage.fleet.members["worker-0"].wait)
         say("a worker with endless work was gone after its drain of 3 s", told_s)
         await reading
-        assert (stage.field(begun, "state"), stage.field(begun, "failures")) == ("queued", "0")
+        assert (stage.field(begun, "state"), stage.field(begun, "failures") or "0") == ("queued", "0")
         await asyncio.to_thread(stage.fleet.start_again, "worker-1")
         record = await caller.ended(begun)
     assert (status, cut.end, cut.problems) == (0, "upstream_interrupted", [])
