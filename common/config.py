@@ -15,8 +15,6 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -35,22 +33,30 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from common.catalogue import Model, Row, check_references, names_of
 from common.contracts import is_pool_name
 from common.sentinel import check_url
 
 DEFAULT_FILE: Final = "headrace.yaml"
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
-MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 DATABASE_KINDS: Final = ("postgresql+asyncpg://", "postgresql://", "postgres://", "sqlite+aiosqlite:///")
 PREFIX: Final = "HEADRACE_"
 OTHER_NAMES: Final = frozenset({"HEADRACE_CONFIG", "HEADRACE_URL", "HEADRACE_API_KEY"})
 FREE_PREFIXES: Final = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
-LATER_NAMES: Final = frozenset({"HEADRACE_GRPC_PORT"})
 # Kubernetes puts these into every container beside a service called headrace or headrace-….
 _SERVICE_LINK: Final = re.compile(
     r"HEADRACE_(\w+_)?((SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|PORT=(tcp|udp|sctp)://.*)"
 )
-Kind = Literal["vllm", "ollama", "llamacpp", "openai", "echo"]
+Kind = Literal["vllm", "ollama", "llamacpp", "openai", "anthropic", "gemini", "cohere", "echo"]
+# Where a hosted kind is when its backend names no address.
+HOSTED_URLS: Final[dict[str, str]] = {
+    "openai": "https://api.openai.com",
+    "anthropic": "https://api.anthropic.com",
+    "gemini": "https://generativelanguage.googleapis.com",
+    "cohere": "https://api.cohere.com",
+}
+# The version at the end of an address that people copy: paths name it themselves.
+_VERSIONS: Final = {"gemini": "/v1beta", "cohere": "/v2"}
 ClassName = Literal["interactive", "standard", "batch"]
 TENANT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -66,12 +72,6 @@ def _pool_name(name: str) -> str:
 
 
 PoolName = Annotated[str, AfterValidator(_pool_name)]
-
-
-class Row(BaseModel):
-    """A row of the YAML file: closed and frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Backend(Row):
@@ -96,45 +96,15 @@ class Backend(Row):
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
-        if self.kind != "echo" and not self.base_url.startswith(("http://", "https://")):
+        if self.kind != "echo" and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"backend {self.name!r}: base_url must begin with http:// or https://")
         return self
 
     @property
     def url(self) -> str:
-        """The base URL without a trailing slash and without `/v1`."""
-        return self.base_url.rstrip("/").removesuffix("/v1")
-
-
-class Target(Row):
-    """One place where a public model can be had: a backend, and the model's name there.
-
-    Targets are tried in order; neighbours that have the same `weight` share the load.
-    """
-
-    backend: str
-    model: str
-    weight: PositiveFloat | None = None
-
-
-class Price(Row):
-    """US dollars per million tokens."""
-
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-
-
-class Model(Row):
-    """A public model name: its targets, tried in order.
-
-    `hedge_after_ms`: where no token came for so long, the next target is asked too, and the first to answer wins.
-    """
-
-    targets: tuple[Target, ...] = Field(min_length=1)
-    price: Price | None = None
-    max_tokens: PositiveInt | None = None
-    context_tokens: PositiveInt | None = None
-    hedge_after_ms: PositiveInt | None = None
+        """The base URL without a trailing slash and without its version; a hosted kind's own where none is given."""
+        url = self.base_url or HOSTED_URLS.get(self.kind, "")
+        return url.rstrip("/").removesuffix(_VERSIONS.get(self.kind, "/v1"))
 
 
 class Tenant(Row):
@@ -163,6 +133,7 @@ class Settings(BaseSettings):
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8080, ge=0, le=65535)
+    grpc_port: int = Field(default=50051, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     redis_url: str | None = None
@@ -221,8 +192,7 @@ class Settings(BaseSettings):
         names = [backend.name for backend in self.backends]
         if len(set(names)) != len(names):
             raise ValueError("backends: two have the same name")
-        for name, model in self.models.items():
-            self._check_model(name, model)
+        self._check_models()
         self._check_tenants()
         if "interactive" in self.preemptible:
             raise ValueError("HEADRACE_PREEMPTIBLE: interactive work is what others give way to")
@@ -244,15 +214,24 @@ class Settings(BaseSettings):
                     raise ValueError(f"tenants.{name}: one of its keys stands elsewhere too")
                 seen.add(key.get_secret_value())
 
-    def _check_model(self, name: str, model: Model) -> None:
-        if not MODEL_NAME.fullmatch(name):
-            raise ValueError(f"models: {name!r} is no usable name (letters, digits, '._:/@+-', at most 128)")
-        known = {backend.name: backend for backend in self.backends}
+    def _check_models(self) -> None:
+        names_of(self.models)
+        check_references(self.models)
+        for name, model in self.models.items():
+            pools = self._pools_of(name, model)
+            if model.targets and not _shared(pools):
+                raise ValueError(f"models.{name}: its targets share no pool")
+        for name, model in self.models.items():
+            for other in model.fallback.while_away:
+                if self._shared_pool(model) not in _shared(self._pools_of(other, self.models[other])):
+                    text = f"the pool of {name!r} has not all targets of {other!r}, so its workers can't fall back"
+                    raise ValueError(f"models.{name}.fallback: {text}")
+
+    def _pools_of(self, name: str, model: Model) -> list[tuple[str, ...]]:
         for target in model.targets:
-            if target.backend not in known:
+            if target.backend not in self.backend_by_name:
                 raise ValueError(f"models.{name}: there is no backend named {target.backend!r}")
-        if not _shared([known[target.backend].pool for target in model.targets]):
-            raise ValueError(f"models.{name}: its targets share no pool")
+        return [self.backend_by_name[target.backend].pool for target in model.targets]
 
     @classmethod
     def settings_customise_sources(
@@ -277,13 +256,17 @@ class Settings(BaseSettings):
         return {backend.name: backend for backend in self.backends}
 
     @cached_property
+    def model_names(self) -> dict[str, str]:
+        """Every name that a model can be asked for by, aliases and virtual models too, to that of its row."""
+        return names_of(self.models)
+
+    @cached_property
     def pool_by_model(self) -> dict[str, str]:
-        """The pool that each public model is queued in: the first that all its targets share."""
-        return {name: self._shared_pool(model) for name, model in self.models.items()}
+        """The pool that each model with targets is queued in: the first that all its targets share."""
+        return {name: self._shared_pool(model) for name, model in self.models.items() if model.targets}
 
     def _shared_pool(self, model: Model) -> str:
-        backends = [self.backend_by_name[target.backend] for target in model.targets]
-        return _shared([backend.pool for backend in backends])[0]
+        return _shared([self.backend_by_name[target.backend].pool for target in model.targets])[0]
 
     @cached_property
     def all_pools(self) -> tuple[str, ...]:
@@ -322,8 +305,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check_name(name: str, value: str) -> None:
-    if name in LATER_NAMES:
-        raise ConfigError(f"{name}: not available in this version")
     known = name.removeprefix(PREFIX).lower() in Settings.model_fields or name in OTHER_NAMES
     if not known and not name.startswith(FREE_PREFIXES) and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
         raise ConfigError(f"{name}: there is no such setting")

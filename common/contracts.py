@@ -77,6 +77,7 @@ class Job:
     `joint`: jobs of this one's batch key can share one call upstream. `answers`: how many it asks for, where their
     length tells how long the model's answers are; 0 where it does not, as under a limit that would cut most of them.
     `dialect`: what the request came in, '' for the endpoint's own, and `asked` what its answer repeats of the request.
+    `choice`: the name that was asked for and why `model` was taken, where that is another.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Job:
     answers: int = 0
     dialect: str = ""
     asked: JsonObject = field(default_factory=dict[str, Any])
+    choice: JsonObject = field(default_factory=dict[str, Any])
 
     def encode(self) -> bytes:
         """The job as JSON bytes, as it is stored."""
@@ -168,7 +170,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended. `timings_ms`: queued, first_token (both from acceptance), total."""
+    """How a job ended. `timings_ms`: queued, first_token (both from acceptance), total.
+
+    `model`: the public model that answered, where it was another than the job's.
+    """
 
     status: State
     finish_reason: str | None = None
@@ -176,6 +181,7 @@ class Outcome:
     failure: Failure | None = None
     timings_ms: dict[str, int] = field(default_factory=dict[str, int])
     backend: str = ""
+    model: str = ""
 
     def encode(self) -> bytes:
         """The outcome as JSON bytes, as the stream's last entry carries it."""

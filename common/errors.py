@@ -197,6 +197,12 @@ class ContextTooLong(UpstreamRefused):
     code = "context_length_exceeded"
 
 
+class ContentFiltered(UpstreamRefused):
+    """The model's server did not let the prompt through its content filter."""
+
+    code = "content_filter"
+
+
 class UpstreamInterrupted(UpstreamError):
     """The answer broke off after its first tokens; it can be asked for again."""
 

@@ -20,6 +20,8 @@ STARTED: Final = b"s"
 EVENTS: Final = b"c"
 OUTCOME: Final = b"o"
 RESULT: Final = b"r"
+# How each event begins where another model than the job's says it.
+OTHER_MODEL: Final = b'{"model":'
 INBOX_LIFE_MS: Final = 15_000
 READ_WAIT_S: Final = 1.0
 

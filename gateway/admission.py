@@ -9,9 +9,7 @@ from typing import Final
 from common.config import Settings
 from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priority, new_job_id
 from common.errors import (
-    BadRequest,
     HeadraceError,
-    ModelNotFound,
     QueueFull,
     StoreFull,
     StoreUnavailable,
@@ -24,6 +22,7 @@ from gateway.auth import Principal
 from gateway.dialects.native import Asked, JobOptions
 from gateway.estimates import Estimates
 from gateway.idempotency import fingerprint, key_digest, reused
+from gateway.models import Models
 from gateway.pressure import Pressure, store_full
 from gateway.withdrawal import Withdrawals
 
@@ -54,9 +53,16 @@ class Admission:
     """Makes jobs of requests and puts them into the queue."""
 
     def __init__(
-        self, settings: Settings, queue: Queue, pressure: Pressure, withdrawals: Withdrawals, estimates: Estimates
+        self,
+        settings: Settings,
+        models: Models,
+        queue: Queue,
+        pressure: Pressure,
+        withdrawals: Withdrawals,
+        estimates: Estimates,
     ) -> None:
         self._settings = settings
+        self._models = models
         self._estimates = estimates
         self._queue = queue
         self._pressure = pressure
@@ -82,20 +88,16 @@ class Admission:
         metadata: JsonObject | None = None,
     ) -> Job:
         """The job that this request asks for. Raises ModelNotFound, BadRequest."""
-        pool = self._settings.pool_by_model.get(asked.model)
-        if pool is None:
-            raise ModelNotFound(
-                f"The model {asked.model[:128]!r} does not exist or you do not have access to it.", param="model"
-            )
-        self._check_length(asked)
+        picked = self._models.pick(asked, options.quality or "standard")
+        pool = self._settings.pool_by_model[picked.model]
         priority = manner.priority if options.priority is None else options.priority
-        usual_tokens = self._estimates.answer_tokens(asked.model, priority)
+        usual_tokens = self._estimates.answer_tokens(picked.model, priority)
         return Job(
             id=new_job_id(pool),
             pool=pool,
             tenant=principal.tenant,
             endpoint=asked.endpoint,
-            model=asked.model,
+            model=picked.model,
             body=asked.body,
             priority=priority,
             stream=manner.stream and asked.streams,
@@ -118,15 +120,8 @@ class Admission:
             fingerprint=_fingerprint(asked, options, manner, metadata) if options.idempotency_key else "",
             dialect=asked.dialect,
             asked=asked.asked,
+            choice=picked.choice,
         )
-
-    def _check_length(self, asked: Asked) -> None:
-        limit = self._settings.models[asked.model].max_tokens
-        tokens = asked.body.get("max_completion_tokens") or asked.body.get("max_tokens")
-        if limit is not None and tokens is not None and tokens > limit:
-            raise BadRequest(
-                f"max_tokens: at most {limit} for this model, {tokens} were asked for.", param="max_tokens"
-            )
 
     async def admit(self, job: Job, *, gateway: str = "") -> Admitted:
         """The job is in the queue, or the one that its idempotency key names (`Admitted.job_id`).
@@ -204,9 +199,12 @@ def _bounded(seconds: float) -> float:
 def _fingerprint(asked: Asked, options: JobOptions, manner: Manner, metadata: JsonObject | None) -> str:
     """What tells this request from another one with the same key.
 
-    Options that came in headers don't: whoever asks again may have less time left than the first time.
+    Options that came in headers don't: whoever asks again may have less time left than the first time. But the quality
+    does: with another one a virtual model could choose another pool, where nobody knows of the first job.
     """
+    quality = (options.quality,) if options.quality else ()
     if manner is not BACKGROUND:
-        return fingerprint(asked.endpoint, manner.stream, asked.body, asked.include_usage, asked.dialect, asked.asked)
-    chosen = (options.priority, options.deadline_ms, options.delay_ms, options.batch_key, metadata)
+        told = (asked.include_usage, asked.dialect, asked.asked, *quality)
+        return fingerprint(asked.endpoint, manner.stream, asked.body, *told)
+    chosen = (options.priority, options.deadline_ms, options.delay_ms, options.batch_key, metadata, *quality)
     return fingerprint(asked.endpoint, True, asked.body, "job", chosen)

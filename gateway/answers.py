@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final, ParamSpec, TypeVar
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from common.contracts import Failure, Job, Outcome, State
 from common.errors import HeadraceError, InternalError
 from common.queue import Place, Record
-from common.stream import OUTCOME, Entry
-from gateway.dialects.surfaces import surface_of
+from common.stream import EVENTS, OTHER_MODEL, OUTCOME, Entry
+from gateway.dialects.surfaces import answered_by, surface_of
 from gateway.parts import Parts
 from gateway.readers import Subscription, Waiter
 from gateway.relay import EventStream, Relay, has_substance, stored_frames
@@ -35,6 +37,13 @@ def job_headers(job_id: str, *, journaled: bool = False) -> dict[str, str]:
     return {"x-headrace-job-id": job_id, DURABILITY: "journal" if journaled else "redis"}
 
 
+def choice_headers(job: Job) -> dict[str, str]:
+    """The headers that say which model was taken and why, where the caller named no model of its own."""
+    if not job.choice:
+        return {}
+    return {"x-headrace-model": job.model, "x-headrace-choice-reason": job.choice["reason"]}
+
+
 def refusal(failure: Failure, job: Job, headers: dict[str, str]) -> Response:
     """A job's bad end as an HTTP answer. Asked again with its idempotency key it is the same, so SDKs shall not."""
     status, body, of_failure = surface_of(job).refused(failure)
@@ -42,30 +51,56 @@ def refusal(failure: Failure, job: Job, headers: dict[str, str]) -> Response:
     return Response(body, status, {**of_failure, **headers, **again}, "application/json")
 
 
-async def stream_answer(parts: Parts, job: Job) -> Response:
-    """The job's tokens as they come. An end before the first of them is an HTTP status, as clients expect."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A job's stream with a reader at its beginning; whoever has it closes the reader."""
+
+    reader: Subscription
+    job: Job
+    created_ms: int
+    headers: dict[str, str]
+
+
+async def open_stream(parts: Parts, job: Job) -> Opened | Record:
+    """The stream of this job, now admitted, or of the one that its idempotency key names.
+
+    That one's record, where its own stream is no longer kept. Raises what `Admission.admit` raises.
+    """
     reader = parts.hub.expect(job.id)
     try:
         admitted = await parts.admission.admit(job, gateway=parts.hub.id)
-        if admitted.job_id != job.id:
-            reader.close()
-            return await _attached_stream(parts, admitted.job_id)
-        return await _begun(parts, reader, job, admitted.created_ms, job_headers(job.id))
     except BaseException:
         reader.close()
         raise
+    if admitted.job_id == job.id:
+        return Opened(reader, job, admitted.created_ms, {**job_headers(job.id), **choice_headers(job)})
+    reader.close()
+    return await _attached_stream(parts, admitted.job_id)
 
 
-async def _begun(parts: Parts, reader: Subscription, job: Job, created_ms: int, headers: dict[str, str]) -> Response:
+async def stream_answer(parts: Parts, job: Job) -> Response:
+    """The job's tokens as they come. An end before the first of them is an HTTP status, as clients expect."""
+    opened = await open_stream(parts, job)
+    if isinstance(opened, Record):
+        return _stored_stream(parts, opened, {**job_headers(opened.job.id), **choice_headers(opened.job), **REPLAYED})
+    try:
+        return await _begun(parts, opened)
+    except BaseException:
+        opened.reader.close()
+        raise
+
+
+async def _begun(parts: Parts, opened: Opened) -> Response:
     """The stream, once there is a first token, or once the status can't wait any longer."""
+    reader, job = opened.reader, opened.job
     first = await first_entries(reader, parts.settings.status_wait_s)
     failure = early_failure(first)
     if failure is not None:
         reader.close()
-        return refusal(failure, job, headers)
-    shape = surface_of(job).shape(job, created_ms // 1000)
+        return refusal(failure, job, opened.headers)
+    shape = surface_of(job).shape(as_begun(job, first), opened.created_ms // 1000)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
-    all_headers = {**headers, **place_headers(reader.place)}
+    all_headers = {**opened.headers, **place_headers(reader.place)}
     return EventStream(parts.hub, relay.bytes(first), all_headers, media_type=shape.media_type)
 
 
@@ -77,25 +112,21 @@ def place_headers(place: Place | None) -> dict[str, str]:
     return {"x-headrace-queue-position": str(place.position), **wait}
 
 
-async def _attached_stream(parts: Parts, job_id: str) -> Response:
+async def _attached_stream(parts: Parts, job_id: str) -> Opened | Record:
     """The stream of the job that an idempotency key names: from its beginning, live where it still runs."""
     record = await _known(parts, job_id)
-    headers = {**job_headers(job_id), **REPLAYED}
     if record.state.ended:
         _, last = (await parts.streams.glance(record.job.pool, [job_id]))[0]
         if last is None:
-            return _stored_stream(parts, record, headers)
+            return record
     reader = await parts.hub.watch(job_id, None)
-    try:
-        return await _begun(parts, reader, record.job, record.created_ms, headers)
-    except BaseException:
-        reader.close()
-        raise
+    headers = {**job_headers(job_id), **choice_headers(record.job), **REPLAYED}
+    return Opened(reader, record.job, record.created_ms, headers)
 
 
 def _stored_stream(parts: Parts, record: Record, headers: dict[str, str]) -> Response:
     """The stored answer in a stream's clothes: its own stream is no longer kept."""
-    outcome, job = record.outcome, record.job
+    outcome, job = record.outcome, answered_by(record.job, record.outcome)
     if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
         return refusal(_why(outcome), job, headers)
     shape = surface_of(job).shape(job, record.created_ms // 1000)
@@ -126,6 +157,14 @@ async def first_entries(reader: Subscription, limit_s: float) -> list[Entry]:
     return entries
 
 
+def as_begun(job: Job, first: list[Entry]) -> Job:
+    """The job under the name of the model that began to answer: events say it where it is another than the job's."""
+    for entry in first:
+        if entry.kind == EVENTS and entry.body.startswith(OTHER_MODEL):
+            return replace(job, model=orjson.loads(entry.body.partition(b"\n")[0])["model"])
+    return job
+
+
 def early_failure(entries: list[Entry]) -> Failure | None:
     """Why the job ended, where it ended badly before any token."""
     told = [entry for entry in entries if has_substance([entry])]
@@ -135,47 +174,74 @@ def early_failure(entries: list[Entry]) -> Failure | None:
     return None if outcome.status is State.SUCCEEDED else outcome.failure
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a job ended that somebody waited for; `result` is None where there is none."""
+
+    job: Job
+    created_ms: int
+    outcome: Outcome
+    result: bytes | None
+    headers: dict[str, str]
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why there is no answer, where there is none."""
+        succeeded = self.outcome.status is State.SUCCEEDED and self.result is not None
+        return None if succeeded else _why(self.outcome)
+
+
 async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
     """The job's result when it has ended; nothing, when the caller hung up before."""
+    ended = await wait_for_end(parts, job, request)
+    if ended is None:
+        return Response(status_code=499)
+    failure, result = ended.failure, ended.result
+    if failure is not None or result is None:
+        return refusal(failure or _why(None), ended.job, ended.headers)
+    body = await shaped(result, surface_of(ended.job).whole, ended.job, ended.created_ms // 1000, result)
+    if (timed := surface_of(ended.job).timed) is not None:
+        body = timed(body, ended.outcome)
+    return Response(body, 200, ended.headers, "application/json")
+
+
+async def wait_for_end(parts: Parts, job: Job, request: Request | None) -> Ended | None:
+    """The end of this job, now admitted, or of the one that its idempotency key names; None where the caller hung up.
+
+    Without a request nobody looks for that: whoever leaves cancels the call. Raises what `Admission.admit` raises.
+    """
     waiter = parts.hub.expect_end(job.id)
     try:
         admitted = await parts.admission.admit(job, gateway=parts.hub.id)
         if admitted.job_id != job.id:
-            return await _attached_whole(parts, admitted.job_id, request)
+            return await _attached_end(parts, admitted.job_id, request)
         came = await _end_or_hangup(waiter, request, job.deadline_in_ms / 1000 + LATE_S)
     finally:
         parts.hub.leave(waiter)
     if not came:
-        return Response(status_code=499)
+        return None
     outcome, result = await _end_of(parts, job.id, waiter)
-    return await _whole(outcome, result, job, admitted.created_ms, job_headers(job.id))
+    headers = {**job_headers(job.id), **choice_headers(job)}
+    return Ended(answered_by(job, outcome), admitted.created_ms, outcome, result, headers)
 
 
-async def _attached_whole(parts: Parts, job_id: str, request: Request) -> Response:
-    """The answer of the job that an idempotency key names: stored, or when it comes."""
+async def _attached_end(parts: Parts, job_id: str, request: Request | None) -> Ended | None:
+    """The end of the job that an idempotency key names: stored, or when it comes."""
     waiter = await parts.hub.watch_end(job_id)
     try:
         record = await _known(parts, job_id)
         if not record.state.ended:
             left_s = (record.deadline_ms - await parts.queue.now_ms()) / 1000
             if not await _end_or_hangup(waiter, request, max(0.0, left_s) + LATE_S):
-                return Response(status_code=499)
+                return None
             record = await _known(parts, job_id)
     finally:
         parts.hub.leave(waiter)
     if record.outcome is None:
         raise InternalError("The job's record is gone.", code="stream_lost")
-    headers = {**job_headers(job_id), **REPLAYED}
-    return await _whole(record.outcome, record.result or None, record.job, record.created_ms, headers)
-
-
-async def _whole(
-    outcome: Outcome, result: bytes | None, job: Job, created_ms: int, headers: dict[str, str]
-) -> Response:
-    if outcome.status is not State.SUCCEEDED or result is None:
-        return refusal(_why(outcome), job, headers)
-    body = await shaped(result, surface_of(job).whole, job, created_ms // 1000, result)
-    return Response(body, 200, headers, "application/json")
+    headers = {**job_headers(job_id), **choice_headers(record.job), **REPLAYED}
+    job = answered_by(record.job, record.outcome)
+    return Ended(job, record.created_ms, record.outcome, record.result or None, headers)
 
 
 async def shaped(
@@ -197,14 +263,14 @@ async def _end_of(parts: Parts, job_id: str, waiter: Waiter) -> tuple[Outcome, b
     return record.outcome, record.result or None
 
 
-async def _end_or_hangup(waiter: Waiter, request: Request, limit_s: float) -> bool:
+async def _end_or_hangup(waiter: Waiter, request: Request | None, limit_s: float) -> bool:
     try:
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.shield(waiter.end)
             return True
     except TimeoutError:
         pass
-    hangup = asyncio.ensure_future(_hangup(request))
+    hangup = asyncio.ensure_future(_hangup(request) if request else _never())
     try:
         ends: list[asyncio.Future[object]] = [waiter.end, hangup]  # pyright: ignore[reportAssignmentType]
         done, _ = await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -221,3 +287,7 @@ async def _end_or_hangup(waiter: Waiter, request: Request, limit_s: float) -> bo
 async def _hangup(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()

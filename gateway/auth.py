@@ -50,9 +50,13 @@ class Auth:
 
     def principal(self, request: Request) -> Principal:
         """Whoever sent this request. Raises Unauthenticated, the same for every kind of wrong key."""
+        return self.principal_of(request.scope["headers"])
+
+    def principal_of(self, headers: list[tuple[bytes, bytes]]) -> Principal:
+        """Whoever sent these headers, or this metadata. Raises Unauthenticated."""
         if self._open is not None:
             return self._open
-        key = _presented(request.scope["headers"])
+        key = _presented(headers)
         found = None
         if key and len(key) <= MAX_KEY_BYTES:
             digest = self._digest(key)

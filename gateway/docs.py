@@ -17,9 +17,13 @@ from starlette.responses import Response
 
 from common.contracts import JsonObject
 from common.errors import NotFound
+from gateway.dialects import ollama
+from gateway.dialects.anthropic_schema import COUNT_TOKENS_BODY, MESSAGES_BODY
 from gateway.dialects.chat_schema import CHAT_BODY
+from gateway.dialects.completions import COMPLETIONS_BODY
 from gateway.dialects.embeddings import EMBEDDINGS_BODY
 from gateway.dialects.native import JOB_BODY, MAX_BATCH_KEY_CHARACTERS, MAX_DEADLINE_MS, PROMPT_BODY
+from gateway.dialects.responses_schema import RESPONSES_BODY
 from gateway.idempotency import HEADER, MAX_CHARACTERS
 
 API_PATH: Final = "/docs/api"
@@ -39,9 +43,18 @@ _POLICY: Final = (
 Route = dict[str, Any]
 _BODIES: Final = {
     "ChatBody": CHAT_BODY,
+    "CompletionsBody": COMPLETIONS_BODY,
+    "CountTokensBody": COUNT_TOKENS_BODY,
     "EmbeddingsBody": EMBEDDINGS_BODY,
     "JobBody": JOB_BODY,
+    "MessagesBody": MESSAGES_BODY,
+    "OllamaChatBody": ollama.CHAT_BODY,
+    "OllamaEmbedBody": ollama.EMBED_BODY,
+    "OllamaEmbeddingsBody": ollama.EMBEDDINGS_BODY,
+    "OllamaGenerateBody": ollama.GENERATE_BODY,
+    "OllamaShowBody": ollama.SHOW_BODY,
     "PromptBody": PROMPT_BODY,
+    "ResponsesBody": RESPONSES_BODY,
 }
 
 
@@ -58,6 +71,7 @@ def _answer(text: str, schema: JsonObject | None = None, kind: str = "applicatio
 
 _STREAM: Final = "text/event-stream"
 _OPENAI_ERROR: Final = _answer("What is wrong, in OpenAI's form.", _ref("Error"))
+_ANTHROPIC_ERROR: Final = _answer("What is wrong, in Anthropic's form.", _ref("AnthropicError"))
 _PROBLEM: Final = _answer("What is wrong, by RFC 9457.", _ref("Problem"), "application/problem+json")
 _REFUSALS: Final = {
     400: "The request is not valid.",
@@ -68,6 +82,7 @@ _REFUSALS: Final = {
     422: "The Idempotency-Key came with another request before.",
     429: "The queue is full; see Retry-After.",
     503: "Not at the moment; see Retry-After.",
+    529: "Too much work at the moment; see Retry-After.",
 }
 
 
@@ -96,6 +111,11 @@ _OPTIONS: Final = [
     ),
     _header("x-headrace-on-disconnect", "What happens when the last reader is gone.", {"enum": ["cancel", "continue"]}),
     _header("x-headrace-on-interrupt", "What happens when an answer breaks off.", {"enum": ["fail", "restart"]}),
+    _header(
+        "x-headrace-quality",
+        "How strong a model a virtual one must choose; `standard` goes by the request.",
+        {"enum": ["low", "standard", "high"]},
+    ),
 ]
 
 
@@ -146,12 +166,97 @@ CHAT: Final = _route(
     parameters=_OPTIONS,
     security=_KEY,
 )
+COMPLETIONS: Final = _route(
+    "OpenAI",
+    "Complete a prompt: a chat of one message, answered as text",
+    {200: _COMPLETION, **_refusals(_OPENAI_ERROR, *_WORK)},
+    requestBody=_body("CompletionsBody"),
+    parameters=_OPTIONS,
+    security=_KEY,
+)
 EMBEDDINGS: Final = _route(
     "OpenAI",
     "Create embeddings",
     {200: _answer("One embedding for each input."), **_refusals(_OPENAI_ERROR, *_WORK)},
     requestBody=_body("EmbeddingsBody"),
     parameters=_OPTIONS,
+    security=_KEY,
+)
+MESSAGES: Final = _route(
+    "Anthropic",
+    "Create a message",
+    {
+        200: {
+            "description": "The message; with `stream`, its named events.",
+            "content": {
+                "application/json": {"schema": {"type": "object"}},
+                _STREAM: {"schema": {"type": "string"}},
+            },
+        },
+        **_refusals(_ANTHROPIC_ERROR, *_WORK, 529),
+    },
+    requestBody=_body("MessagesBody"),
+    parameters=_OPTIONS,
+    security=_KEY,
+)
+COUNT_TOKENS: Final = _route(
+    "Anthropic",
+    "Estimate the tokens of a prompt",
+    {
+        200: _answer("About how many there are, by the gateway's own count: no model is asked."),
+        **_refusals(_ANTHROPIC_ERROR, 400, 401, 404, 413),
+    },
+    requestBody=_body("CountTokensBody"),
+    security=_KEY,
+)
+_RESPONSE_ANSWER: Final = {
+    "description": "The response; with `stream`, its typed events, numbered from 0.",
+    "content": {"application/json": {"schema": {"type": "object"}}, _STREAM: {"schema": {"type": "string"}}},
+}
+CREATE_RESPONSE: Final = _route(
+    "OpenAI",
+    "Create a response",
+    {200: _RESPONSE_ANSWER, **_refusals(_OPENAI_ERROR, *_WORK)},
+    requestBody=_body("ResponsesBody"),
+    parameters=_OPTIONS,
+    security=_KEY,
+)
+RESPONSE: Final = _route(
+    "OpenAI",
+    "A response; with `stream`, its events after any of them, live where it still runs",
+    {
+        200: _RESPONSE_ANSWER,
+        **_refusals(_OPENAI_ERROR, 400, 401, 404),
+        410: {**_OPENAI_ERROR, "description": "The stream is no longer kept."},
+    },
+    parameters=[
+        {"name": "stream", "in": "query", "schema": {"type": "boolean", "default": False}},
+        {
+            "name": "starting_after",
+            "in": "query",
+            "description": "The `sequence_number` of the last event that was seen; only with `stream`.",
+            "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+        },
+    ],
+    security=_KEY,
+)
+DELETE_RESPONSE: Final = _route(
+    "OpenAI",
+    "Delete a response; one that runs is cancelled first",
+    {200: _answer("Deleted."), **_refusals(_OPENAI_ERROR, 401, 404, 503)},
+    security=_KEY,
+)
+CANCEL_RESPONSE: Final = _route(
+    "OpenAI",
+    "Cancel a response",
+    {200: _answer("The response as it ended."), **_refusals(_OPENAI_ERROR, 401, 404)},
+    security=_KEY,
+)
+INPUT_ITEMS: Final = _route(
+    "OpenAI",
+    "The items that a response was made from",
+    {200: _answer("Items."), **_refusals(_OPENAI_ERROR, 400, 401, 404)},
+    parameters=[*_PAGE, {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"], "default": "desc"}}],
     security=_KEY,
 )
 MODELS: Final = _route(
@@ -168,6 +273,45 @@ PROMPT: Final = _route(
     parameters=_OPTIONS,
     security=_KEY,
 )
+_OLLAMA_ERROR: Final = _answer("What is wrong, in Ollama's form.", _ref("OllamaError"))
+_LINES: Final = {
+    "description": "The answer's pieces, a line of JSON each; without `stream`, the answer.",
+    "content": {
+        "application/x-ndjson": {"schema": {"type": "string"}},
+        "application/json": {"schema": {"type": "object"}},
+    },
+}
+
+
+def _ollama_work(summary: str, body: str, answer: JsonObject) -> Route:
+    return _route(
+        "Ollama",
+        summary,
+        {200: answer, **_refusals(_OLLAMA_ERROR, *_WORK)},
+        requestBody=_body(body),
+        parameters=_OPTIONS,
+        security=_KEY,
+    )
+
+
+def _ollama_list(summary: str, text: str) -> Route:
+    return _route("Ollama", summary, {200: _answer(text), **_refusals(_OLLAMA_ERROR, 401)}, security=_KEY)
+
+
+OLLAMA_CHAT: Final = _ollama_work("The next message of a chat", "OllamaChatBody", _LINES)
+OLLAMA_GENERATE: Final = _ollama_work("What comes after a prompt", "OllamaGenerateBody", _LINES)
+OLLAMA_EMBED: Final = _ollama_work("Embed texts", "OllamaEmbedBody", _answer("One embedding for each text."))
+OLLAMA_EMBEDDINGS: Final = _ollama_work("Embed a text, the older way", "OllamaEmbeddingsBody", _answer("An embedding."))
+OLLAMA_SHOW: Final = _route(
+    "Ollama",
+    "What is known of a model",
+    {200: _answer("Its context and abilities."), **_refusals(_OLLAMA_ERROR, 400, 401, 404, 413)},
+    requestBody=_body("OllamaShowBody"),
+    security=_KEY,
+)
+OLLAMA_TAGS: Final = _ollama_list("List the models", "The models.")
+OLLAMA_PS: Final = _ollama_list("List the models that are ready", "The models.")
+OLLAMA_VERSION: Final = _ollama_list("The release of Ollama whose API this is", "The version.")
 SUBMIT_JOB: Final = _route(
     "Jobs",
     "Submit a job",
@@ -295,6 +439,8 @@ def describe(app: FastAPI) -> JsonObject:
     _without_fastapis_errors(document, schemas)
     schemas.update(_body_schemas(_BODIES.items()))
     schemas["Error"] = _ERROR
+    schemas["AnthropicError"] = _ANTHROPIC_ERROR_SCHEMA
+    schemas["OllamaError"] = _OLLAMA_ERROR_SCHEMA
     schemas["Problem"] = _PROBLEM_SCHEMA
     document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
@@ -329,6 +475,24 @@ _ERROR: Final[JsonObject] = {
             },
         }
     },
+}
+_ANTHROPIC_ERROR_SCHEMA: Final[JsonObject] = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": _TEXT_OR_NULL,
+    },
+}
+_OLLAMA_ERROR_SCHEMA: Final[JsonObject] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
 }
 _PROBLEM_SCHEMA: Final[JsonObject] = {
     "type": "object",

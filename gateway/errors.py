@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from structlog.contextvars import get_contextvars
 
 from common.contracts import Failure, JsonObject
 from common.errors import HeadraceError
@@ -44,6 +45,8 @@ TABLE: Final = {
     "invalid_request": Row(400, sent=None),
     "invalid_json": Row(400),
     "unknown_parameter": Row(400),
+    "unsupported_parameter": Row(400),
+    "previous_response_not_found": Row(400),
     "invalid_host": Row(400),
     "invalid_api_key": Row(401),
     "permission_denied": Row(403, "permission_error"),
@@ -86,6 +89,7 @@ TABLE: Final = {
     "attempts_exhausted": Row(502, _SERVER),
     "upstream_refused": Row(400),
     "context_length_exceeded": Row(400),
+    "content_filter": Row(400),
     # The time that the caller gave is over: the same request would only queue again.
     "deadline_exceeded": Row(504, _SERVER, sent="timeout", retry=False),
     "timeout": Row(504, _SERVER, retry=False),
@@ -123,6 +127,64 @@ def openai_error(failure: Failure) -> tuple[int, bytes, Headers]:
     return row_of(failure.code).status, error_object(failure), _headers(failure)
 
 
+_MESSAGES: Final = "/v1/messages"
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+# Of our 503s those that mean too much work. Where something is away, 503 stays.
+_OVERLOADED: Final = frozenset({"wait_exceeds_deadline", "server_overloaded", "store_full", "upstream_busy"})
+
+
+def anthropic_error_object(failure: Failure) -> bytes:
+    """Anthropic's error object as JSON: the body of an answer, or the data of a stream's last event."""
+    status = _anthropic_status(failure)
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    error = {"type": kind, "message": failure.message}
+    # The request's own id, as its log lines have it.
+    return orjson.dumps({"type": "error", "error": error, "request_id": get_contextvars().get("request_id")})
+
+
+def anthropic_error(failure: Failure) -> tuple[int, bytes, Headers]:
+    """(status, body, headers) of an answer in Anthropic's dialect."""
+    return _anthropic_status(failure), anthropic_error_object(failure), _headers(failure)
+
+
+def _anthropic_status(failure: Failure) -> int:
+    return 529 if failure.code in _OVERLOADED else row_of(failure.code).status
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether this path's callers expect Anthropic's errors and headers."""
+    return path == _MESSAGES or path.startswith(_MESSAGES + "/")
+
+
+def asks_anthropic(request: Request) -> bool:
+    """Whether a client of Anthropic's asks, where others ask by the same path."""
+    return any(name == b"anthropic-version" for name, _ in request.scope["headers"])
+
+
+def _surface(request: Request) -> str:
+    """The path whose callers expect their errors as this one does: models are listed for more than one kind."""
+    path: str = request.scope["path"]
+    return _MESSAGES if path.startswith("/v1/models") and asks_anthropic(request) else path
+
+
+def ollama_error_object(failure: Failure) -> bytes:
+    """Ollama's error object as JSON: the body of an answer, or a stream's last line."""
+    return orjson.dumps({"error": failure.message})
+
+
+def ollama_error(failure: Failure) -> tuple[int, bytes, Headers]:
+    """(status, body, headers) of an answer in Ollama's dialect."""
+    return row_of(failure.code).status, ollama_error_object(failure), _headers(failure)
+
+
 def problem(failure: Failure, instance: str) -> tuple[int, bytes, Headers]:
     """(status, body, headers) of an answer by RFC 9457, for paths that are nobody's dialect."""
     row = row_of(failure.code)
@@ -155,8 +217,14 @@ def _headers(failure: Failure) -> Headers:
 
 def answer(failure: Failure, path: str, *, extra: Headers | None = None) -> Response:
     """A failure as the answer that this path's callers expect."""
+    if speaks_anthropic(path):
+        status, body, headers = anthropic_error(failure)
+        return Response(body, status, {**(extra or {}), **headers}, JSON)
     if path.startswith("/v1/"):
         status, body, headers = openai_error(failure)
+        return Response(body, status, {**(extra or {}), **headers}, JSON)
+    if path.startswith("/api/"):
+        status, body, headers = ollama_error(failure)
         return Response(body, status, {**(extra or {}), **headers}, JSON)
     status, body, headers = problem(failure, path)
     return Response(body, status, {**(extra or {}), **headers}, PROBLEM_JSON)
@@ -174,7 +242,7 @@ def install(app: FastAPI, metrics: GatewayMetrics) -> None:
     async def on_headrace_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HeadraceError)
         metrics.refused(error.failure.code)
-        return answer(error.failure, request.scope["path"])
+        return answer(error.failure, _surface(request))
 
     app.add_exception_handler(HeadraceError, on_headrace_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -23,7 +23,7 @@ from common.config import Settings
 from common.contracts import Failure
 from common.errors import CallerError, TooLarge
 from common.metrics import GatewayMetrics
-from gateway.errors import answer
+from gateway.errors import answer, speaks_anthropic
 
 log = structlog.get_logger(__name__)
 
@@ -41,12 +41,14 @@ _ALLOWED: Final = frozenset(
     {
         *("authorization", "content-type", "accept", "x-api-key", "idempotency-key", "last-event-id", "cache-control"),
         *("openai-beta", "openai-organization", "openai-project", "user-agent"),
+        *("anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
     }
 )
 _ALLOWED_PREFIXES: Final = ("x-stainless-", "x-headrace-")
 _EXPOSED: Final = (
-    b"x-request-id, retry-after, retry-after-ms, x-should-retry, openai-processing-ms, location, "
-    b"x-headrace-job-id, x-headrace-durability, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+    b"x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, openai-processing-ms, location, "
+    b"x-headrace-job-id, x-headrace-durability, x-headrace-model, x-headrace-choice-reason, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
     b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
@@ -71,9 +73,12 @@ def request_id(request: Request) -> str:
     return request.scope.get("headrace.request_id", "")
 
 
-async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
-    """A JSON body. Raises TooLarge without reading on, RequestTimeout, UnsupportedMediaType, BadRequest."""
-    _check_body_headers(request.scope["headers"], limit_bytes)
+async def read_body(request: Request, *, limit_bytes: int, timeout_s: float, forms: bool = False) -> bytes:
+    """A JSON body. Raises TooLarge without reading on, RequestTimeout, UnsupportedMediaType, BadRequest.
+
+    `forms`: JSON that calls itself a form, as curl's does where nothing else is said, is taken from whoever is no page.
+    """
+    _check_body_headers(request.scope["headers"], limit_bytes, forms=forms)
     try:
         async with asyncio.timeout(timeout_s):
             return await _receive_all(request.receive, limit_bytes)
@@ -97,7 +102,7 @@ async def _receive_all(receive: Receive, limit_bytes: int) -> bytes:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _check_body_headers(headers: RawHeaders, limit_bytes: int) -> None:
+def _check_body_headers(headers: RawHeaders, limit_bytes: int, *, forms: bool = False) -> None:
     kind = b""
     from_page = False
     for name, value in headers:
@@ -110,6 +115,8 @@ def _check_body_headers(headers: RawHeaders, limit_bytes: int) -> None:
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             # A few kilobytes can unpack to gigabytes.
             raise UnsupportedMediaType("Compressed bodies are not accepted: send it without Content-Encoding.")
+    if forms and kind == b"application/x-www-form-urlencoded" and not from_page:
+        return
     # A page of another site can send a body of no type without being asked; one that names JSON is asked first.
     if kind != b"application/json" and (kind or from_page):
         raise UnsupportedMediaType()
@@ -195,12 +202,14 @@ class Answering:
             spent_ms = int((time.perf_counter() - self.started_s) * 1000)
             headers.append((b"x-request-id", self._scope["headrace.request_id"].encode()))
             headers.append((b"openai-processing-ms", b"%d" % spent_ms))
+            if speaks_anthropic(self._scope["path"]):
+                headers.append((b"request-id", self._scope["headrace.request_id"].encode()))
             headers += self._cors.headers(self._scope["headers"])
             if self.status in _LAST_WORDS:
                 headers.append((b"connection", b"close"))
-            self._streams = any(name == b"content-type" and b"event-stream" in value for name, value in headers)
+            self._streams = any(name == b"content-type" and value.startswith(_STREAMS) for name, value in headers)
             message = {**message, "headers": headers}
-        elif self._streams and self.first_token_s is None and b"data: " in message.get("body", b""):
+        elif self._streams and self.first_token_s is None and tells_tokens(message.get("body", b"")):
             self.first_token_s = time.perf_counter()
         await self._send(message)
 
@@ -212,6 +221,18 @@ class Answering:
     async def abort(self) -> None:
         """Ends what was begun as an error, not as if it were complete."""
         raise ConnectionAbortedError
+
+
+_STREAMS: Final = (b"text/event-stream", b"application/x-ndjson")
+# Events that a stream may begin with, and be kept alive by, before there is any token.
+_BEFORE_TOKENS: Final = re.compile(
+    rb"event: (?:message_start|ping|queue|response\.(?:created|queued|in_progress))\ndata: "
+)
+
+
+def tells_tokens(piece: bytes) -> bool:
+    """Whether a stream's piece has an event, or is a line of JSON, that tells of the answer itself."""
+    return piece.startswith(b"{") or piece.count(b"data: ") > len(_BEFORE_TOKENS.findall(piece))
 
 
 # After these the rest of the request is not read, so the connection can't carry another one.

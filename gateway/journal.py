@@ -296,6 +296,11 @@ class Journal:
         entry = await self._ledger.get(job_id) if self._ledger else None
         return None if entry is None else _record(entry)
 
+    async def erase(self, job_id: str) -> None:
+        """The ledger has nothing of the job any longer. Raises LedgerUnavailable."""
+        if self._ledger is not None:
+            await self._ledger.erase(job_id)
+
     async def cancelled(self, job_id: str, *, known: bool) -> None:
         """Notes that the job was cancelled; ends it where the store does not know it. Raises LedgerUnavailable."""
         if self._ledger is None:

@@ -36,10 +36,13 @@ from gateway.http import install as install_http
 from gateway.hub import Hub
 from gateway.journal import Journal
 from gateway.listing import Listing
+from gateway.models import Models
 from gateway.parts import Parts
 from gateway.pressure import Pressure
+from gateway.prices import Prices
 from gateway.readers import Limits
-from gateway.routes import admin, chat, embeddings, jobs, status
+from gateway.routes import admin, chat, completions, embeddings, jobs, messages, ollama, responses, status
+from gateway.rpc.server import RpcServer
 from gateway.withdrawal import Withdrawals
 
 log = structlog.get_logger(__name__)
@@ -49,8 +52,8 @@ LEAVE_STREAMS_S: Final = 2.0
 METRICS_PORT: Final = 9091
 
 
-def build(parts: Parts) -> FastAPI:
-    """The application over opened parts."""
+def build(parts: Parts, rpc: RpcServer | None = None) -> FastAPI:
+    """The application over opened parts, and gRPC beside it, which begins and ends with it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -58,7 +61,11 @@ def build(parts: Parts) -> FastAPI:
         parts.pressure.start()
         parts.withdrawals.start()
         parts.estimates.start()
+        if rpc is not None:
+            await rpc.start()
         yield
+        if rpc is not None:
+            await rpc.close()
         await parts.journal.close()
         await parts.estimates.close()
         await parts.withdrawals.close()
@@ -69,7 +76,7 @@ def build(parts: Parts) -> FastAPI:
     app = FastAPI(
         title="Headrace", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for module in (chat, embeddings, jobs, status, admin):
+    for module in (chat, messages, completions, embeddings, ollama, jobs, status, admin, responses):
         app.include_router(module.router(parts))
     docs.install(app)
     errors.install(app, parts.metrics)
@@ -93,7 +100,8 @@ def open_parts(settings: Settings, store: Store) -> Parts:
     pressure = Pressure(store, clock, most_share=settings.store_memory_share)
     withdrawals = Withdrawals(queue, clock)
     estimates = Estimates(queue, clock, pool_by_model=settings.pool_by_model)
-    admission = Admission(settings, queue, pressure, withdrawals, estimates)
+    prices = Prices(settings)
+    admission = Admission(settings, Models(settings, prices), queue, pressure, withdrawals, estimates)
     ledger = JournalLedger(Database.of(settings)) if settings.journal == "on" else None
     return Parts(
         settings=settings,
@@ -111,16 +119,20 @@ def open_parts(settings: Settings, store: Store) -> Parts:
         estimates=estimates,
         journal=Journal(ledger, store, queue, admission, pressure, clock),
         listing=Listing(Outbox(store), settings.all_pools, ledger),
+        prices=prices,
     )
 
 
 class Server(uvicorn.Server):
     """uvicorn, letting open streams end by themselves for a while when it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, drain_s: float, cut: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain_s: float, cut: Callable[[], None], leave: Callable[[float], None]
+    ) -> None:
         super().__init__(config)
         self._drain_s = drain_s
         self._cut = cut
+        self._leave = leave
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """Closes the door; streams get until shortly before the drain's end, then go on elsewhere by resuming.
@@ -130,6 +142,8 @@ class Server(uvicorn.Server):
         log.info("gateway.draining", signal=signal.Signals(sig).name)
         wait_s = 0.0 if self.should_exit else max(0.0, self._drain_s - LEAVE_STREAMS_S)
         asyncio.get_running_loop().call_later(wait_s, self._cut)
+        if not self.should_exit:
+            self._leave(self._drain_s)
         self.should_exit = True
 
 
@@ -137,8 +151,14 @@ async def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; the exit status."""
     store = Store.from_url(settings.effective_redis_url)
     parts = open_parts(settings, store)
+    try:
+        rpc = _open_rpc(parts)
+    except OSError as error:
+        log.error("gateway.cannot_listen", port=settings.grpc_port, error=str(error))
+        await store.close()
+        return 1
     config = uvicorn.Config(
-        build(parts),
+        build(parts, rpc),
         host=settings.http_host,
         port=settings.http_port,
         loop="none",
@@ -155,7 +175,7 @@ async def serve(settings: Settings) -> int:
     # The hub ends the streams, when the drain is over; sse-starlette would end them with the signal.
     AppStatus.disable_automatic_graceful_drain()
     memory.settle()
-    server = Server(config, settings.drain_s, parts.hub.cut)
+    server = Server(config, settings.drain_s, parts.hub.cut, rpc.drain if rpc else _nothing_to_leave)
     try:
         stop_metrics = parts.metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
     except OSError as error:
@@ -168,6 +188,29 @@ async def serve(settings: Settings) -> int:
         await store.close()
     log.info("gateway.stopped")
     return 0 if server.started else 1
+
+
+def _open_rpc(parts: Parts) -> RpcServer | None:
+    """gRPC on its port, or None where it is off. Raises OSError where the port that was asked for is taken.
+
+    Several gateways on one machine share the default port, so only one that was asked for must be had.
+    """
+    settings = parts.settings
+    if settings.grpc_port == 0:
+        return None
+    rpc = RpcServer(parts)
+    try:
+        rpc.bind(settings.http_host, settings.grpc_port)
+    except OSError as error:
+        if "grpc_port" in settings.model_fields_set:
+            raise
+        log.warning("gateway.grpc_port_taken", port=settings.grpc_port, error=str(error))
+        return None
+    return rpc
+
+
+def _nothing_to_leave(_grace_s: float) -> None:
+    """There is no gRPC to take leave of."""
 
 
 def bound_port(server: uvicorn.Server) -> int:

@@ -18,6 +18,7 @@ from gateway.hub import Hub
 from gateway.journal import Journal
 from gateway.listing import Listing
 from gateway.pressure import Pressure
+from gateway.prices import Prices
 from gateway.withdrawal import Withdrawals
 
 
@@ -40,3 +41,4 @@ class Parts:
     estimates: Estimates
     journal: Journal
     listing: Listing
+    prices: Prices

@@ -30,13 +30,15 @@ class Check:
     """How a kind of server is asked. `load_path` is asked when `path` said that it lives.
 
     `any_answer`: the path is an ordinary route that a server may lack or guard, so that only silence, a fault of its
-    own or a refused key count as failures.
+    own or a refused key count as failures. `key_header`: where the API key goes; `headers`: what goes beside it.
     """
 
     path: str
     load_path: str = ""
     read: Callable[[bytes], tuple[Load, str]] = lambda _: (Load(), "")
     any_answer: bool = False
+    key_header: str = "authorization"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 CHECKS: Final[dict[Kind, Check]] = {
@@ -44,6 +46,11 @@ CHECKS: Final[dict[Kind, Check]] = {
     "llamacpp": Check("/health", "/slots", lambda body: (load.llamacpp(body), "")),
     "ollama": Check("/api/version", "/api/ps", lambda body: (Load(), load.loaded_models(body))),
     "openai": Check("/v1/models", any_answer=True),
+    "anthropic": Check(
+        "/v1/models", any_answer=True, key_header="x-api-key", headers=(("anthropic-version", "2023-06-01"),)
+    ),
+    "gemini": Check("/v1beta/models", any_answer=True, key_header="x-goog-api-key"),
+    "cohere": Check("/v1/models", any_answer=True),
 }
 """A kind that isn't here lives in the worker itself and is always healthy."""
 
@@ -176,9 +183,17 @@ async def _body(response: httpx.Response) -> bytes:
 
 
 def _headers(backend: Backend) -> dict[str, str]:
-    headers = {"accept-encoding": "identity", "user-agent": "headrace-prober"}
-    if backend.api_keys:
-        headers["authorization"] = f"Bearer {backend.api_keys[0].get_secret_value()}"
+    key = backend.api_keys[0].get_secret_value() if backend.api_keys else None
+    return {"accept-encoding": "identity", "user-agent": "headrace-prober", **key_headers(backend.kind, key)}
+
+
+def key_headers(kind: Kind, key: str | None) -> dict[str, str]:
+    """What a server of this kind wants to be told beside the address: the key, in its own place."""
+    check = CHECKS.get(kind)
+    name = check.key_header if check else "authorization"
+    headers = dict(check.headers) if check else {}
+    if key:
+        headers[name] = f"Bearer {key}" if name == "authorization" else key
     return headers
 
 

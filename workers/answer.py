@@ -70,6 +70,7 @@ class _Choice:
         "_index",
         "_logprobs",
         "_other",
+        "_stopped_by",
         "_texts",
         "characters",
         "finish_reason",
@@ -86,11 +87,15 @@ class _Choice:
         self._function_call: _Call | None = None
         self._logprobs: dict[str, list[Any]] | None = None
         self._other: JsonObject = {}
+        self._stopped_by: str | None = None
 
     def add(self, choice: JsonObject) -> int:
         """Takes a streamed choice; the bytes of text that it brought."""
         if choice["finish_reason"] is not None:
             self.finish_reason = choice["finish_reason"]
+            # The stop sequence that was met: vLLM's own word, which Anthropic's clients are told.
+            if isinstance(met := choice.get("stop_reason"), str):
+                self._stopped_by = met
         if choice.get("logprobs") is not None:
             self._add_logprobs(choice["logprobs"])
         size_bytes = 0
@@ -144,6 +149,7 @@ class _Choice:
             "message": self._message(),
             "logprobs": self._logprobs and {name: entries or None for name, entries in self._logprobs.items()},
             "finish_reason": self.finish_reason,
+            **({} if self._stopped_by is None else {"stop_reason": self._stopped_by}),
         }
 
     def _message(self) -> JsonObject:
@@ -167,19 +173,21 @@ class _Choice:
 class _Call:
     """One tool call, in pieces."""
 
-    __slots__ = ("_arguments", "_id", "_name", "_type")
+    __slots__ = ("_arguments", "_extra", "_id", "_name", "_type")
 
     def __init__(self) -> None:
         self._id: str | None = None
         self._type = "function"
         self._name = ""
         self._arguments: list[str] = []
+        self._extra: Any = None  # what a server wants back with the call, as Gemini its signature
 
     def add(self, piece: JsonObject) -> str:
         """Takes a piece; its text, for counting. Some servers repeat id and name in each: the first counts."""
         function: JsonObject = piece.get("function") or {}
         self._id = self._id or piece.get("id")
         self._type = piece.get("type") or self._type
+        self._extra = piece.get("extra_content") or self._extra
         name: str = function.get("name") or ""
         self._name = self._name or name
         arguments: str = function.get("arguments") or ""
@@ -190,4 +198,5 @@ class _Call:
     def result(self) -> JsonObject:
         """The call in OpenAI's shape."""
         function = {"name": self._name, "arguments": "".join(self._arguments)}
-        return {"id": self._id or "", "type": self._type, "function": function}
+        extra = {} if self._extra is None else {"extra_content": self._extra}
+        return {"id": self._id or "", "type": self._type, "function": function, **extra}

@@ -8,14 +8,23 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import structlog
 
+from common.catalogue import Target
 from common.clock import Clock
-from common.config import Settings, Target
+from common.config import Settings
 from common.contracts import Priority
-from common.errors import HeadraceError, ModelNotFound, UpstreamCredentials, UpstreamError, UpstreamUnavailable
+from common.errors import (
+    ContextTooLong,
+    HeadraceError,
+    ModelNotFound,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamUnavailable,
+)
 from common.metrics import WorkerMetrics
 from common.queue import Claim
 from workers.breakers import PROBED_MS
@@ -24,7 +33,7 @@ from workers.caller import Ask, Caller, ClosedOff, Work
 from workers.fleet import Fleet
 from workers.hedge import Race, never_raced
 from workers.providers.base import Provider
-from workers.routing import Missed, Prospects, in_order, next_try
+from workers.routing import Missed, Prospects, in_order, instead, next_try, worth_trying
 from workers.runs import GiveBack
 
 log = structlog.get_logger(__name__)
@@ -32,6 +41,7 @@ log = structlog.get_logger(__name__)
 RETRY_RESERVE: Final = 10
 RETRY_REGAIN_S: Final = 10.0
 WARM_KEYS: Final = 10_000
+EMBEDDINGS: Final = "/v1/embeddings"
 
 Result = TypeVar("Result")
 
@@ -46,12 +56,23 @@ class Unserved(Exception):
         self.backend = backend
 
 
-class _Tally:
-    """What an ask's tries have come to so far."""
+class _Tries:
+    """An ask, the targets that are left for it, and what its tries have come to so far.
 
-    __slots__ = ("backend", "called", "error", "refused", "soonest_ms")
+    `ask` names the model whose targets these are: the one asked for, or its fallback.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("ask", "backend", "called", "error", "may_move_on", "models", "refused", "rest", "soonest_ms")
+
+    def __init__(self, ask: Ask, rest: list[Target], may_move_on: Callable[[], bool]) -> None:
+        self.ask = ask
+        self.rest = rest
+        self.may_move_on = may_move_on
+        self.models = {ask.model}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins to count anew: that a prompt is too long for one says nothing of whoever has more room."""
         self.backend = ""
         self.called = 0
         self.error: UpstreamError | None = None
@@ -67,8 +88,19 @@ class _Tally:
         self.error = error
         self.backend = backend
 
+    def turn_to(self, ask: Ask, targets: list[Target]) -> None:
+        """Goes on with another model's targets."""
+        self.ask = ask
+        self.rest = targets
+        self.models.add(ask.model)
+
+    @property
+    def last_word(self) -> UpstreamError:
+        """Why nobody has answered yet."""
+        return self.error or self.refused or UpstreamUnavailable()
+
     def unserved(self) -> Unserved:
-        error = self.error or self.refused or UpstreamUnavailable()
+        error = self.last_word
         if isinstance(error, UpstreamCredentials):
             return Unserved(error, Missed(called=True, may_recur=False), self.backend)
         wait_s = error.failure.retry_after_s
@@ -102,41 +134,70 @@ class Attempts:
 
     async def answer(self, ask: Ask, work: Work[Result], *, may_move_on: Callable[[], bool]) -> Result:
         """`work`'s result at the first target that answers. `may_move_on` is asked before another call after a failed
-        one: False once a reader may have seen something.
+        one: False once a reader may have seen something. Where the model's targets are used up, its fallback is asked.
 
         Raises Unserved. Cancelled, it ends its calls upstream.
         """
-        rest = self._route(ask)
-        tally = _Tally()
+        tries = _Tries(ask, self._route(ask), may_move_on)
         if not ask.repeated:
             self._retries.deposit()
-        while rest and (not tally.called or self._retries.withdraw()):
-            target = rest.pop(0)
+        while tries.rest and (not tries.called or self._retries.withdraw()):
+            target = tries.rest.pop(0)
             try:
-                result = await self._target(target, ask, work, rest)
+                result = await self._target(target, tries.ask, work, tries.rest)
             except ClosedOff as closed:
-                self._spare(tally, closed)
+                self._spare(tries, closed)
             except UpstreamError as error:
-                self._note(tally, target, ask, error)
-                if not error.retryable or not may_move_on():
+                if not self._goes_on(tries, target, error):
                     break
             else:
-                self._retried(tally)
+                self._retried(tries)
                 return result
-        raise tally.unserved()
+            if not tries.rest:
+                self._fall_back(tries)
+        raise tries.unserved()
 
-    def _spare(self, tally: _Tally, closed: ClosedOff) -> None:
-        tally.closed(closed)
-        if tally.called:
+    def _spare(self, tries: _Tries, closed: ClosedOff) -> None:
+        if tries.called:
             self._retries.refund()
+        tries.closed(closed)
 
-    def _note(self, tally: _Tally, target: Target, ask: Ask, error: UpstreamError) -> None:
-        self._retried(tally)
-        tally.failed(error, target.backend)
-        log.info("upstream.failed", job_id=ask.job_id, backend=target.backend, code=error.failure.code)
+    def _goes_on(self, tries: _Tries, target: Target, error: UpstreamError) -> bool:
+        """Whether another call may follow this failure, of the same model or of its fallback."""
+        self._retried(tries)
+        tries.failed(error, target.backend)
+        log.info("upstream.failed", job_id=tries.ask.job_id, backend=target.backend, code=error.failure.code)
+        tries.rest = worth_trying(error, target, tries.rest, self._settings.models[tries.ask.model])
+        somewhere = bool(tries.rest) or self._fallback(tries) is not None
+        if not (error.retryable or somewhere) or not tries.may_move_on():
+            return False
+        if somewhere and isinstance(error, ContextTooLong) and tries.rest:
+            tries.forget()
+        return True
 
-    def _retried(self, tally: _Tally) -> None:
-        if tally.called:
+    def _fallback(self, tries: _Tries) -> tuple[Ask, list[Target]] | None:
+        """The model to ask instead, and its targets here; None where there is none that was not asked yet."""
+        # Vectors of another model would be of no use to anyone.
+        if tries.ask.endpoint == EMBEDDINGS:
+            return None
+        name = instead(tries.last_word, self._settings.models[tries.ask.model].fallback)
+        if name is None or name in tries.models:
+            return None
+        ask = replace(tries.ask, model=name)
+        targets = self._route(ask)
+        return (ask, targets) if targets else None
+
+    def _fall_back(self, tries: _Tries) -> None:
+        found = self._fallback(tries)
+        if found is None:
+            return
+        log.info("upstream.fell_back", job_id=tries.ask.job_id, model=tries.ask.model, other=found[0].model)
+        if isinstance(tries.last_word, ContextTooLong):
+            tries.forget()
+        tries.turn_to(*found)
+
+    def _retried(self, tries: _Tries) -> None:
+        if tries.called:
             self._metrics.retry("next")
 
     def again(self, claim: Claim, unserved: Unserved, *, left_s: float) -> GiveBack | None:

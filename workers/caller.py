@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 import structlog
 
 from common.breaker import Verdict
+from common.catalogue import Target
 from common.clock import Clock
-from common.config import Target
 from common.contracts import JsonObject, Priority
 from common.errors import (
     LaterError,
@@ -55,6 +55,7 @@ class Ask:
     stream: bool
     ends_s: float
     priority: Priority = Priority.INTERACTIVE
+    tenant: str = ""
     batch_key: str = ""
     request_id: str = ""
     job_id: str = ""
@@ -173,11 +174,14 @@ class Caller:
             backend=backend,
             endpoint=ask.endpoint,
             model=turn.target.model,
+            public_model=ask.model,
             body=ask.body,
             stream=ask.stream,
             timeout_s=min(backend.timeout_s, ask.ends_s - self._clock.monotonic_s()),
             api_key=None if key is None else key.secret,
             request_id=ask.request_id,
+            priority=ask.priority,
+            tenant=ask.tenant,
             on_answer=None if key is None else partial(self._answered, turn, key),
         )
 

@@ -58,6 +58,7 @@ class Generation:
         self._ends_s = self._started_s + (claim.deadline_ms - claim.claimed_ms) / 1000
         self._first_token_ms: int | None = None
         self._backend = ""
+        self._other_model = ""
         self._emit = self._track.publish if claim.job.stream else self._track.hold
 
     async def perform(self) -> Settlement | GiveBack:
@@ -100,6 +101,7 @@ class Generation:
             stream=job.stream,
             ends_s=self._ends_s,
             priority=job.priority,
+            tenant=job.tenant,
             batch_key=job.batch_key,
             request_id=job.request_id,
             job_id=job.id,
@@ -119,12 +121,13 @@ class Generation:
                     begin()
                     begun = True
                     self._begun(answer, call)
-                emit(encode_event(chunk))
+                emit(encode_event(chunk, self._other_model))
                 if answer.text_bytes > limit_bytes:
                     raise AnswerTooLong(f"The answer is longer than {limit_bytes} bytes.")
 
     def _begun(self, answer: Answer, call: Call) -> None:
         self._answer, self._backend = answer, call.backend.name
+        self._other_model = call.public_model if call.public_model != self.claim.job.model else ""
         self._first_token_ms = self._since_created_ms()
 
     def _start_over(self) -> bool:
@@ -159,7 +162,7 @@ class Generation:
         timings = {"queued": self.claim.claimed_ms - self.claim.created_ms, "total": self._since_created_ms()}
         if self._first_token_ms is not None:
             timings["first_token"] = self._first_token_ms
-        outcome = Outcome(status, self._answer.finish_reason, usage, failure, timings, self._backend)
+        outcome = Outcome(status, self._answer.finish_reason, usage, failure, timings, self._backend, self._other_model)
         self._shared.metrics.job_ended(self.claim.job, outcome)
         has_answer = status is State.SUCCEEDED or usage is not None
         return Settlement(
@@ -187,9 +190,14 @@ def told_length(job: Job, outcome: Outcome) -> int:
     return math.ceil(outcome.usage.completion_tokens / job.answers)
 
 
-def encode_event(chunk: Chunk) -> bytes:
-    """The chunk as a stream event: a JSON object without line breaks that begins with `choices`."""
+def encode_event(chunk: Chunk, other_model: str = "") -> bytes:
+    """The chunk as a stream event: a JSON object without line breaks that begins with `choices`.
+
+    Before them stands `model`, where another model than the job's answers.
+    """
     event: dict[str, Any] = {"choices": chunk.choices}
+    if other_model:
+        event = {"model": other_model, **event}
     if chunk.extra:
         event.update(chunk.extra)
     return orjson.dumps(event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 from common import keys
 from common.breaker import Phase
@@ -26,43 +26,59 @@ def kept_slots(concurrency: int, share: float) -> int:
     return math.ceil(round(concurrency * share, 6))  # 140 × 0.05 is a little more than 7
 
 
+class _Reach(NamedTuple):
+    """The backends that a model's jobs go to, and those of its fallbacks for when none of them takes a call."""
+
+    own: frozenset[str]
+    spare: frozenset[str]
+
+
 class Lanes:
     """The lanes of one pool.
 
-    A model none of whose backends can be called keeps only its interactive lane: a person who waits shall hear of the
-    failure, while standard and batch work waits for the backend's return and spends no attempt.
+    A model none of whose backends can be called, nor any of its fallback's, keeps only its interactive lane: a person
+    who waits shall hear of the failure, while standard and batch work waits for the backend's return and spends no
+    attempt.
     """
 
     def __init__(self, settings: Settings, pool: str, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._backends = {
-            model: frozenset(target.backend for target in settings.models[model].targets)
-            for model in settings.models_of(pool)
-        }
+        self._models = settings.models
+        reaches = {model: self._reach(model) for model in settings.models_of(pool)}
         self._rows = [
-            (keys.lane_name(priority, model), priority, backends)
-            for model, backends in self._backends.items()
+            (keys.lane_name(priority, model), priority, reach)
+            for model, reach in reaches.items()
             for priority in Priority
         ]
         # Lanes by the backends that they share: asked at every claim, so put together once.
         self._sharing = {
-            shared: frozenset(name for name, _, backends in self._rows if backends == shared)
-            for shared in set(self._backends.values())
+            shared: frozenset(name for name, _, reach in self._rows if reach == shared)
+            for shared in set(reaches.values())
         }
 
     def __call__(self) -> list[str]:
         """The names of the lanes that can be served."""
-        usable = {backends: any(map(self._fleet.usable, backends)) for backends in self._sharing}
-        return [name for name, priority, backends in self._rows if priority is Priority.INTERACTIVE or usable[backends]]
+        usable = {reach: self._usable(reach.own) or self._usable(reach.spare) for reach in self._sharing}
+        return [name for name, priority, reach in self._rows if priority is Priority.INTERACTIVE or usable[reach]]
 
     def caps(self) -> list[Cap]:
         """The most jobs to take in a claim from the lanes that share their backends: as many as those have room for."""
-        return [Cap(self._room(backends), lanes) for backends, lanes in self._sharing.items()]
+        return [Cap(self._room(reach), lanes) for reach, lanes in self._sharing.items()]
 
-    def _room(self, backends: frozenset[str]) -> int:
+    def _reach(self, model: str) -> _Reach:
+        row = self._models[model]
+        own = frozenset(target.backend for target in row.targets)
+        others = [self._models[name] for name in row.fallback.while_away]
+        return _Reach(own, frozenset(target.backend for other in others for target in other.targets) - own)
+
+    def _usable(self, backends: frozenset[str]) -> bool:
+        return any(map(self._fleet.usable, backends))
+
+    def _room(self, reach: _Reach) -> int:
         """Where none can be called, one job may still come, to be told so."""
+        backends = reach.own if self._usable(reach.own) else reach.spare
         room = sum(map(self._free, backends))
-        return room if room or any(map(self._fleet.usable, backends)) else 1
+        return room if room or self._usable(backends) else 1
 
     def _free(self, backend: str) -> int:
         if not self._fleet.usable(backend):

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from common.config import Target
+from common.catalogue import Fallback, Model, Target
+from common.errors import AnswerTooLong, ContextTooLong, UpstreamBusy, UpstreamError
 
 _GOLDEN: Final = 0.6180339887498949
 """Its multiples, modulo 1, fall evenly into [0, 1) however many of them are drawn."""
@@ -91,6 +92,30 @@ def _drawn(weights: Sequence[int], turn: int) -> int:
         if point < 0:
             return index
     return max(range(len(weights)), key=lambda index: weights[index])
+
+
+# --- after a failure -------------------------------------------------------------------------------------------------
+
+
+def worth_trying(error: UpstreamError, failed: Target, rest: Sequence[Target], model: Model) -> list[Target]:
+    """The model's targets that may do better than the one that failed so.
+
+    After a refused length those that are known to have more room; after any other refusal of the request, a content
+    filter's too, none; else all. A rate limit comes here once no other key of the backend was left to try.
+    """
+    if isinstance(error, ContextTooLong):
+        here = model.context_at(failed)
+        return [target for target in rest if here is not None and (model.context_at(target) or 0) > here]
+    return list(rest) if error.retryable else []
+
+
+def instead(error: UpstreamError, fallback: Fallback) -> str | None:
+    """The model to ask where this was the last word of a model's own targets; None where the failure is the answer."""
+    if isinstance(error, ContextTooLong):
+        return fallback.context_length_exceeded
+    if isinstance(error, AnswerTooLong) or not error.retryable:
+        return None
+    return fallback.rate_limit if isinstance(error, UpstreamBusy) else fallback.unavailable
 
 
 # --- later tries -----------------------------------------------------------------------------------------------------

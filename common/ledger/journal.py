@@ -58,6 +58,14 @@ class JournalLedger:
 
         await self.database.run(work, limit_s=REQUEST_LIMIT_S, write=True)
 
+    async def erase(self, job_id: str) -> None:
+        """Deletes the job, ended or not."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(delete(JOBS).where(JOBS.c.id == job_id))
+
+        await self.database.run(work, limit_s=REQUEST_LIMIT_S, write=True)
+
     async def get(self, job_id: str) -> Entry | None:
         """The job, or None where the ledger does not have it (or no longer)."""
 

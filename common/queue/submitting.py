@@ -117,6 +117,22 @@ class Submitting(Ending):
             if (await self.settle(pool, job_id, "", int(fence), end)).done:
                 return Cancelling.ENDED
 
+    async def erase(self, job_id: str, tenant: str) -> bool:
+        """Whether nothing is left of this job of the tenant's: record, stream and result. One that has not ended stays.
+
+        Safe to send again.
+        """
+        pool = pool_of(job_id)
+        if pool is None:
+            return True
+        names = (
+            keys.job(pool, job_id),
+            keys.stream(pool, job_id),
+            keys.dead(pool),
+            keys.tenant_jobs(pool, tenant),
+        )
+        return bool(await self._store.call("erase", keys.pool_prefix(pool), names, (job_id,)))
+
     async def withdraw(self, job_id: str) -> None:
         """Takes back a submission of which nobody knows what became: the job it made is cancelled; one that it has yet
         to make is never made.

@@ -19,11 +19,19 @@ from common.inspection import StoreFacts, inspect
 from common.ledger.database import Database
 from common.store import Store
 from deploy.local.client import data_directory, state_of_up
+from scheduler.prober import key_headers
 
 MOST_SKEW_S: Final = 1.0
 FULL_SHARE: Final = 0.8
 OLDEST_VERSION: Final = {"redis": (7,), "valkey": (8,)}
 _BACKEND_LIMIT_S: Final = 5.0
+# Where a kind lists its models, if not where OpenAI does; hosted ones tell a page of them at a time.
+MODELS_PATHS: Final = {
+    "ollama": "/api/tags",
+    "anthropic": "/v1/models?limit=1000",
+    "gemini": "/v1beta/models?pageSize=1000",
+    "cohere": "/v1/models?page_size=1000",
+}
 
 Level = Literal["ok", "warning", "failure"]
 
@@ -179,7 +187,7 @@ def judge_ledger(database: Database, revision: str | None) -> Finding:
 
 async def _examine_backends(settings: Settings) -> list[Finding]:
     async with httpx.AsyncClient(timeout=_BACKEND_LIMIT_S, follow_redirects=False) as client:
-        asked = (_examine_backend(client, settings, backend) for backend in settings.backends if backend.base_url)
+        asked = (_examine_backend(client, settings, backend) for backend in settings.backends if backend.url)
         found = await asyncio.gather(*asked)
     return [finding for findings in found for finding in findings]
 
@@ -197,10 +205,9 @@ async def _examine_backend(client: httpx.AsyncClient, settings: Settings, backen
 async def _ask_backend(
     client: httpx.AsyncClient, backend: Backend, wanted: Sequence[str], key: str | None, subject: str
 ) -> Finding:
-    path = "/api/tags" if backend.kind == "ollama" else "/v1/models"
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    path = MODELS_PATHS.get(backend.kind, "/v1/models")
     try:
-        answer = await client.get(backend.url + path, headers=headers)
+        answer = await client.get(backend.url + path, headers=key_headers(backend.kind, key))
     except httpx.TransportError as error:
         what = f"{backend.url} can't be reached ({str(error) or type(error).__name__})"
         return Finding("failure", subject, what, "start it, or correct its base_url")
@@ -232,10 +239,10 @@ def models_wanted(settings: Settings, backend: Backend) -> list[str]:
 
 
 def models_known(document: Any) -> set[str]:
-    """The model names in an answer of OpenAI's or Ollama's shape; `name:latest` is known as `name` too."""
+    """The model names in an answer of any kind's shape; `name:latest` and `models/name` are known as `name` too."""
     try:
         rows: list[Any] = document.get("data") or document.get("models") or []
         names = {str(row.get("id") or row.get("name")) for row in rows}
     except AttributeError:
         return set()
-    return names | {name.removesuffix(":latest") for name in names}
+    return names | {name.removeprefix("models/").removesuffix(":latest") for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from base64 import b64decode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Literal, Required
 
 import orjson
@@ -58,14 +58,14 @@ class EmbeddingsRequest:
     endpoint: ClassVar[str] = ENDPOINT
     streams: ClassVar[bool] = False
     include_usage: ClassVar[bool] = False
-    dialect: ClassVar[str] = ""
-    asked: ClassVar[JsonObject] = {}
     joint: ClassVar[bool] = True
 
     model: str
     body: JsonObject
     prompt_tokens: int
     batch_key: str
+    dialect: str = ""
+    asked: JsonObject = field(default_factory=dict[str, Any])
 
     def cost_tokens(self, _usual_tokens: float | None = None) -> int:
         """The tokens that the job is likely to take: an embedding has no others than its inputs'."""
@@ -135,9 +135,11 @@ def embeddings_object(model: str, body: JsonObject, result: bytes) -> bytes:
 
 
 def _embedding(index: int, vector: str, *, in_base64: bool) -> bytes:
-    numbers: Any = vector if in_base64 else _numbers(b64decode(vector))
+    numbers: Any = vector if in_base64 else vector_numbers(vector)
     return orjson.dumps({"object": "embedding", "index": index, "embedding": numbers})
 
 
-def _numbers(vector: bytes) -> tuple[float, ...]:
-    return struct.unpack(f"<{len(vector) // FLOAT_BYTES}f", vector)
+def vector_numbers(vector: str) -> tuple[float, ...]:
+    """The numbers of a vector as results hold it: base64 of little-endian float32."""
+    raw = b64decode(vector)
+    return struct.unpack(f"<{len(raw) // FLOAT_BYTES}f", raw)

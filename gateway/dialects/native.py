@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from common.contracts import JsonObject, OnDisconnect, OnInterrupt, Priority, State
 from common.errors import BadRequest, CallerError
 from common.queue import Record
+from gateway.choice import QUALITIES, Quality
 from gateway.dialects.bounded import read_object
 from gateway.dialects.chat_schema import TokenLimit, check
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS_ENDPOINT
@@ -26,7 +27,7 @@ from gateway.dialects.openai import (
     completion_object,
     schemas_of,
 )
-from gateway.dialects.surfaces import surface_of
+from gateway.dialects.surfaces import answered_by, surface_of
 from gateway.errors import error_fields
 from gateway.idempotency import parse_key
 
@@ -53,6 +54,7 @@ class JobOptions:
     on_disconnect: OnDisconnect | None = None
     on_interrupt: OnInterrupt | None = None
     idempotency_key: str = ""
+    quality: Quality | None = None
 
 
 Asked = ChatRequest | EmbeddingsRequest
@@ -95,7 +97,7 @@ def parse_options(headers: Iterable[tuple[bytes, bytes]]) -> JobOptions:
     return replace(_options(options, lambda name: "x-headrace-" + name.replace("_", "-")), idempotency_key=key)
 
 
-_OPTION_HEADERS: Final = frozenset({"priority", "deadline_ms", "batch_key", "on_disconnect", "on_interrupt"})
+_OPTION_HEADERS: Final = frozenset({"priority", "deadline_ms", "batch_key", "on_disconnect", "on_interrupt", "quality"})
 
 
 def _options(given: dict[str, Any], shown: Shown) -> JobOptions:
@@ -107,6 +109,7 @@ def _options(given: dict[str, Any], shown: Shown) -> JobOptions:
         batch_key=_batch_key(given, shown),
         on_disconnect=_choice(given, "on_disconnect", {one.value: one for one in OnDisconnect}, shown),
         on_interrupt=_choice(given, "on_interrupt", {one.value: one for one in OnInterrupt}, shown),
+        quality=_choice(given, "quality", {one: one for one in QUALITIES}, shown),
     )
 
 
@@ -157,6 +160,7 @@ class JobBody(TypedDict, total=False):
     batch_key: str | None
     on_disconnect: str | None
     on_interrupt: str | None
+    quality: str | None
     metadata: dict[str, Any] | None
 
 
@@ -184,11 +188,17 @@ def parse_job_submission(raw: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
     document.pop("webhook", None)
     check(JOB_BODY, document)
     check_metadata(document.get("metadata"))
-    options = _either(_options(document, lambda name: name), parse_options(headers))
-    if options.deadline_ms is not None and options.delay_ms >= options.deadline_ms:
-        raise BadRequest("delay_ms: must be smaller than deadline_ms.", param="delay_ms")
+    options = options_in(document, headers)
     asked = _inner(document["endpoint"], document["body"])
     return JobSubmission(asked, options, document.get("metadata") or {})
+
+
+def options_in(given: JsonObject, headers: Iterable[tuple[bytes, bytes]]) -> JobOptions:
+    """The options in a body; those that it leaves out may stand in headers. Raises BadRequest naming the field."""
+    options = _either(_options(given, lambda name: name), parse_options(headers))
+    if options.deadline_ms is not None and options.delay_ms >= options.deadline_ms:
+        raise BadRequest("delay_ms: must be smaller than deadline_ms.", param="delay_ms")
+    return options
 
 
 def _either(body: JobOptions, headers: JobOptions) -> JobOptions:
@@ -201,6 +211,7 @@ def _either(body: JobOptions, headers: JobOptions) -> JobOptions:
         on_disconnect=body.on_disconnect or headers.on_disconnect,
         on_interrupt=body.on_interrupt or headers.on_interrupt,
         idempotency_key=headers.idempotency_key,
+        quality=body.quality or headers.quality,
     )
 
 
@@ -228,7 +239,11 @@ def in_body(error: CallerError) -> CallerError:
 
 def parse_prompt(raw: bytes, *, default_model: str | None) -> ChatRequest:
     """The chat request that a plain prompt stands for. Raises BadRequest naming the field."""
-    document = read_object(raw, lambda _: ())
+    return prompt_request(read_object(raw, lambda _: ()), default_model=default_model)
+
+
+def prompt_request(document: JsonObject, *, default_model: str | None) -> ChatRequest:
+    """The chat request that a plain prompt's fields stand for. Raises BadRequest naming the field."""
     check(PROMPT_BODY, document)
     model = document.get("model") or default_model
     if model is None:
@@ -257,7 +272,8 @@ def job_record(record: Record) -> JsonObject:
         "object": "job",
         "endpoint": surface_of(job).endpoint,
         "status": record.state.value,
-        "model": job.model,
+        "model": answered_by(job, outcome).model,
+        "choice": {**job.choice, "model": job.model} if job.choice else None,
         "priority": job.priority.label,
         "queue": None,
         "attempt": record.attempt,
@@ -284,7 +300,8 @@ def _answer(record: Record) -> JsonObject | orjson.Fragment | None:
         return None
     if record.job.endpoint == EMBEDDINGS_ENDPOINT:
         return orjson.Fragment(embeddings_object(record.job.model, record.job.body, record.result))
-    return completion_object(record.job.id, record.created_ms // 1000, record.job.model, orjson.loads(record.result))
+    job = answered_by(record.job, record.outcome)
+    return completion_object(job.id, record.created_ms // 1000, job.model, orjson.loads(record.result))
 
 
 def attempt_errors(record: Record) -> list[JsonObject]:

@@ -12,6 +12,7 @@ import orjson
 from common.contracts import Failure, JsonObject, Outcome, Position, State, Usage
 from common.errors import BadRequest
 from common.queue import Place
+from common.stream import OTHER_MODEL
 from gateway.dialects.bounded import check_schema, is_object, read_object
 from gateway.dialects.chat_schema import check_chat
 from gateway.dialects.prefix import prefix_key
@@ -240,7 +241,7 @@ class ChunkShape:
     their streams get it as a comment.
     """
 
-    __slots__ = ("_prefix", "_queue_events", "include_usage")
+    __slots__ = ("_named", "_prefix", "_queue_events", "include_usage")
 
     media_type: ClassVar[str] = EVENT_STREAM
 
@@ -248,10 +249,12 @@ class ChunkShape:
         self, job_id: str, created_s: int, model: str, include_usage: bool, *, queue_events: bool = False
     ) -> None:
         self._queue_events = queue_events
-        head = {"id": completion_id(job_id), "object": "chat.completion.chunk", "created": created_s, "model": model}
+        head = {"id": completion_id(job_id), "object": "chat.completion.chunk", "created": created_s}
         usage = b'"usage":null,' if include_usage else b""
         self.include_usage = include_usage
-        self._prefix = b"\ndata: " + orjson.dumps(head)[:-1] + b"," + usage
+        # For events that name their model, and for the others.
+        self._named = b"\ndata: " + orjson.dumps(head)[:-1] + b"," + usage
+        self._prefix = b"\ndata: " + orjson.dumps({**head, "model": model})[:-1] + b"," + usage
 
     def opening(self) -> bytes:
         """How soon to connect again."""
@@ -275,20 +278,24 @@ class ChunkShape:
 
     def end(self, last: Position, outcome: Outcome, *, resumed: bool) -> bytes:
         """Usage, where it was asked for, and the last word."""
-        usage = b"" if resumed or not outcome.usage else self.usage_frame(str(last).encode(), outcome.usage)
+        usage = b"" if resumed or not outcome.usage else self._usage(str(last).encode(), outcome.usage, outcome.model)
         end = end_of_stream(last, outcome, include_usage=self.include_usage)
         return usage + self.done_frame(str(end).encode())
 
     def frame(self, position: bytes, event: bytes) -> bytes:
         """A chunk. `event` is a JSON object with `choices`, as streams hold it."""
-        return b"id: " + position + self._prefix + event[1:] + b"\n\n"
+        prefix = self._named if event.startswith(OTHER_MODEL) else self._prefix
+        return b"id: " + position + prefix + event[1:] + b"\n\n"
 
     def usage_frame(self, position: bytes, usage: Usage) -> bytes:
         """The chunk that only tells usage; empty where it was not asked for."""
+        return self._usage(position, usage, "")
+
+    def _usage(self, position: bytes, usage: Usage, model: str) -> bytes:
         if not self.include_usage:
             return b""
-        event = orjson.dumps({"choices": [], "usage": usage.to_openai()})
-        prefix = self._prefix.removesuffix(b'"usage":null,')
+        event = orjson.dumps({**({"model": model} if model else {}), "choices": [], "usage": usage.to_openai()})
+        prefix = (self._named if model else self._prefix).removesuffix(b'"usage":null,')
         return b"id: " + position + prefix + event[1:] + b"\n\n"
 
     def done_frame(self, position: bytes) -> bytes:

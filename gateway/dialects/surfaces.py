@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import orjson
 
-from common.contracts import Failure, Job
+from common.contracts import Failure, Job, Outcome
+from gateway.dialects import completions, ollama, ollama_answers
+from gateway.dialects.anthropic import MessageShape, message
 from gateway.dialects.embeddings import embeddings_object
 from gateway.dialects.openai import ChunkShape, completion
+from gateway.dialects.responses_input import DIALECT as RESPONSES
+from gateway.dialects.responses_input import ENDPOINT as RESPONSES_ENDPOINT
+from gateway.dialects.responses_output import whole_response
+from gateway.dialects.responses_stream import ResponseShape
 from gateway.dialects.shape import Shape
-from gateway.errors import Headers, openai_error
+from gateway.errors import Headers, anthropic_error, ollama_error, openai_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +27,14 @@ class Surface:
 
     `endpoint`: the path by which its requests come. `whole(job, created_s, result)`: the body of an answer of one piece
     around the job's result as it is stored; `shape(job, created_s)`: of a stream. `refused`: (status, body, headers).
+    `timed(body, outcome)`: the whole answer with what only the outcome knows, where the dialect tells of that.
     """
 
     endpoint: str
     whole: Callable[[Job, int, bytes], bytes]
     shape: Callable[[Job, int], Shape]
     refused: Callable[[Failure], tuple[int, bytes, Headers]] = openai_error
+    timed: Callable[[bytes, Outcome], bytes] | None = None
 
 
 def _chat(job: Job, created_s: int, result: bytes) -> bytes:
@@ -41,7 +49,31 @@ def _embeddings(job: Job, _created_s: int, result: bytes) -> bytes:
     return embeddings_object(job.model, job.body, result)
 
 
-SURFACES: Final[dict[str, Surface]] = {}
+def _ollama(endpoint: str, voice: ollama_answers.Voice) -> Surface:
+    return Surface(
+        endpoint,
+        lambda job, created_s, result: ollama_answers.whole(job, created_s, result, voice),
+        lambda job, created_s: ollama_answers.LineShape(job, created_s, voice),
+        ollama_error,
+        ollama_answers.timed,
+    )
+
+
+def _lines(job: Job, created_s: int) -> Shape:
+    return ollama_answers.LineShape(job, created_s, ollama_answers.as_message)
+
+
+SURFACES: Final[dict[str, Surface]] = {
+    completions.DIALECT: Surface(completions.ENDPOINT, completions.text_completion, completions.TextShape),
+    ollama.CHAT: _ollama("/api/chat", ollama_answers.as_message),
+    ollama.GENERATE: _ollama("/api/generate", ollama_answers.as_response),
+    ollama.EMBED: Surface(
+        "/api/embed", ollama_answers.embed_answer, _lines, ollama_error, ollama_answers.timed_embeddings
+    ),
+    ollama.EMBEDDINGS: Surface("/api/embeddings", ollama_answers.embeddings_answer, _lines, ollama_error),
+    "anthropic": Surface("/v1/messages", message, lambda job, _: MessageShape(job), anthropic_error),
+    RESPONSES: Surface(RESPONSES_ENDPOINT, whole_response, ResponseShape),
+}
 """By `Job.dialect`. Chat completions and embeddings are their endpoints' own."""
 
 _OWN: Final = {
@@ -51,6 +83,11 @@ _OWN: Final = {
         Surface("/v1/embeddings", _embeddings, _chunks),
     )
 }
+
+
+def answered_by(job: Job, outcome: Outcome | None) -> Job:
+    """The job as its answer is written: under the name of the model that answered, where that was another."""
+    return replace(job, model=outcome.model) if outcome is not None and outcome.model else job
 
 
 def surface_of(job: Job) -> Surface:

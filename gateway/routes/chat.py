@@ -13,8 +13,10 @@ from gateway.auth import Principal
 from gateway.dialects.native import parse_options, parse_prompt
 from gateway.dialects.openai import ChatRequest, model_list, model_object, parse_chat
 from gateway.docs import CHAT, MODEL, MODELS, PROMPT
+from gateway.errors import asks_anthropic
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
+from gateway.routes.messages import list_models, show_model
 from gateway.routes.plain import PlainRoute
 
 
@@ -37,14 +39,18 @@ def router(parts: Parts) -> APIRouter:
     @routes.get("/v1/models", **MODELS)
     async def models(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         parts.auth.principal(request)
-        return Response(model_list(list(parts.settings.models)), media_type="application/json")
+        if asks_anthropic(request):
+            return list_models(parts, request)
+        return Response(model_list(list(parts.settings.model_names)), media_type="application/json")
 
     # A model's name may hold slashes and colons.
     @routes.get("/v1/models/{model:path}", **MODEL)
     async def model(request: Request, model: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         parts.auth.principal(request)
-        if model not in parts.settings.models:
+        if model not in parts.settings.model_names:
             raise ModelNotFound(f"The model {model[:128]!r} does not exist.", param="model")
+        if asks_anthropic(request):
+            return show_model(parts, request, model)
         return Response(model_object(model), media_type="application/json")
 
     return routes

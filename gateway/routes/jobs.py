@@ -12,8 +12,9 @@ from starlette.responses import Response
 from common.contracts import JsonObject, Position, State, pool_of
 from common.errors import BadRequest, CallerError, NotFound, PositionGone
 from common.queue import Cancelling, Record
+from common.stream import Entry
 from gateway.admission import BACKGROUND
-from gateway.answers import REPLAYED, job_headers, shaped
+from gateway.answers import REPLAYED, choice_headers, job_headers, shaped
 from gateway.auth import Principal
 from gateway.dialects.native import in_body, job_record, listed, parse_job_submission
 from gateway.dialects.openai import ChunkShape, end_of_stream, queue_object
@@ -21,6 +22,7 @@ from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
 from gateway.journal import Acceptance
 from gateway.parts import Parts
+from gateway.readers import Subscription
 from gateway.relay import EventStream, Relay
 from gateway.routes.plain import PlainRoute
 
@@ -76,12 +78,11 @@ async def taken(parts: Parts, accepted: Acceptance) -> Response:
     job_id = accepted.admitted.job_id if accepted.admitted else job.id
     status = State.DELAYED if job.delay_ms > 0 else State.QUEUED
     headers = {"Location": f"/v1/jobs/{job_id}", "Retry-After": str(POLL_AFTER_S)}
-    journaled = job.journal
     if job_id != job.id:
         record = await record_of(parts, job_id)
-        status, journaled = (status, journaled) if record is None else (record.state, record.job.journal)
+        job, status = (job, status) if record is None else (record.job, record.state)
         headers |= REPLAYED
-    headers |= job_headers(job_id, journaled=journaled)
+    headers |= job_headers(job_id, journaled=job.journal) | choice_headers(job)
     body = {"id": job_id, "object": "job", "status": status.value, "links": links(job_id)}
     return Response(orjson.dumps(body), 202, headers, "application/json")
 
@@ -95,12 +96,7 @@ def _add_one_job(routes: APIRouter, parts: Parts) -> None:
 
     @routes.post("/v1/jobs/{job_id}/cancel", **CANCEL_JOB)
     async def cancel_job(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
-        principal = parts.auth.principal(request)
-        record = await own(parts, principal, job_id)
-        code = await parts.queue.cancel(job_id)
-        if record.job.journal:
-            await parts.journal.cancelled(job_id, known=code is not Cancelling.UNKNOWN)
-        return _json(await _shown(parts, await own(parts, principal, job_id)))
+        return _json(await _shown(parts, await cancelled(parts, parts.auth.principal(request), job_id)))
 
     @routes.get("/v1/jobs/{job_id}/events", **JOB_EVENTS)
     async def job_events(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -108,8 +104,8 @@ def _add_one_job(routes: APIRouter, parts: Parts) -> None:
         seen = _position(request)
         if seen is None and not record.state.ended:
             return await follow(parts, record, None, seen=None)
-        last = await _last_entry(parts, record)
-        start = None if seen is None else _start(record, seen, last)
+        last = await last_entry(parts, record)
+        start = None if seen is None else start_after(record, seen, last)
         if seen is not None and start is None:
             return Response(status_code=204)
         return await follow(parts, record, start, seen=seen)
@@ -131,26 +127,41 @@ async def record_of(parts: Parts, job_id: str) -> Record | None:
     return await parts.journal.record(job_id) or record
 
 
+async def cancelled(parts: Parts, principal: Principal, job_id: str) -> Record:
+    """The caller's own job, after it was told to end. Raises NotFound, LedgerUnavailable."""
+    record = await own(parts, principal, job_id)
+    code = await parts.queue.cancel(job_id)
+    if record.job.journal:
+        await parts.journal.cancelled(job_id, known=code is not Cancelling.UNKNOWN)
+    return await own(parts, principal, job_id)
+
+
 async def follow(parts: Parts, record: Record, start: Position | None, *, seen: Position | None) -> EventStream:
     """The job's events after `start`, for a reader that has seen those up to `seen`.
 
     Raises StreamLost, PositionGone where they are no longer there.
     """
     job = record.job
-    reader = await parts.hub.watch(job.id, start)
+    reader, first = await watched(parts, record, start)
+    shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage, queue_events=True)
+    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen)
+    return EventStream(parts.hub, relay.bytes(first), {**job_headers(job.id), **choice_headers(job)})
+
+
+async def watched(parts: Parts, record: Record, start: Position | None) -> tuple[Subscription, list[Entry]]:
+    """A reader of the job's stream after `start`, and what it has at once. Raises StreamLost, PositionGone."""
+    reader = await parts.hub.watch(record.job.id, start)
     try:
         first = await reader.next() if record.state.ended else []
+        if record.position is not None:
+            [reader.place] = await parts.queue.places(record.job.pool, [record.job.id])
     except BaseException:
         reader.close()
         raise
-    shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage, queue_events=True)
-    if record.position is not None:
-        [reader.place] = await parts.queue.places(job.pool, [job.id])
-    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen)
-    return EventStream(parts.hub, relay.bytes(first), job_headers(job.id))
+    return reader, first
 
 
-async def _last_entry(parts: Parts, record: Record) -> Position:
+async def last_entry(parts: Parts, record: Record) -> Position:
     """Where the job's stream ends at this moment. Raises PositionGone where there is none."""
     _, last = (await parts.streams.glance(record.job.pool, [record.job.id]))[0]
     if last is None:
@@ -158,7 +169,7 @@ async def _last_entry(parts: Parts, record: Record) -> Position:
     return last
 
 
-def _start(record: Record, seen: Position, last: Position) -> Position | None:
+def start_after(record: Record, seen: Position, last: Position) -> Position | None:
     """The position to read on from, for a reader that has seen all up to `seen`; None where that was the end.
 
     Raises PositionGone for a position that never was.
@@ -199,20 +210,17 @@ def limit_of(text: str) -> int:
 async def _shown(parts: Parts, record: Record) -> JsonObject:
     shown = await shaped(record.result, job_record, record)
     shown["links"] = links(record.job.id)
-    shown["cost_usd"] = _cost_usd(parts, record)
+    shown["cost_usd"] = cost_usd(parts, record)
     if record.position is not None:
         [place] = await parts.queue.places(record.job.pool, [record.job.id])
         shown["queue"] = queue_object(place) if place is not None and place.position is not None else None
     return shown
 
 
-def _cost_usd(parts: Parts, record: Record) -> float | None:
-    model = parts.settings.models.get(record.job.model)
-    usage = record.outcome.usage if record.outcome else None
-    if model is None or model.price is None or usage is None:
-        return None
-    micros = usage.prompt_tokens * model.price.input + usage.completion_tokens * model.price.output
-    return round(micros / 1_000_000, 9)
+def cost_usd(parts: Parts, record: Record) -> float | None:
+    """What the job cost by its model's price, in US dollars; None where that is not known."""
+    """What the job's answer cost; None where nobody knows its price or its usage."""
+    return parts.prices.cost_usd(record.job.model, record.outcome, record.created_ms)
 
 
 def _json(document: Any, headers: dict[str, str] | None = None) -> Response:

@@ -11,8 +11,9 @@ ROOMS = ("common", "deploy", "gateway", "scheduler", "workers")
 
 
 def modules(*folders: str) -> list[Path]:
-    """Every Python file under these folders of the checkout."""
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    """Every Python file under these folders of the checkout that somebody wrote."""
+    found = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return [path for path in found if not path.stem.endswith(("_pb2", "_pb2_grpc"))]
 
 
 def relative(path: Path) -> str:

@@ -76,13 +76,15 @@ class Dialect:
     failure: bytes
     whole: Callable[[tuple[str, ...]], bytes]
     refusal: Callable[[int, str], bytes]
+    streams: Callable[[Request], bool] = lambda request: request.json()["stream"]
+    key: tuple[str, str] = ("authorization", f"Bearer {KEY}")
 
     def reply(self, scene: Scene, request: Request) -> Reply:
         """The reply that plays a scene."""
         if scene.refuse is not None:
             text = self.refusal(scene.refuse, f"No: {KEY} may not ask '{PROMPT}' at http://10.0.0.1:8000/v1")
             return Reply([text], status=scene.refuse, content_type="application/json", headers={"retry-after": "7"})
-        if not request.json()["stream"]:
+        if not self.streams(request):
             steps: list[Step] = [HANG] if scene.hang_at is not None else [self.whole(scene.tokens)]
             return Reply(steps, content_type="application/json")
         return Reply(self._steps(scene), content_type=self.content_type)
@@ -192,7 +194,131 @@ OLLAMA = Dialect(
     refusal=lambda status, text: orjson.dumps({"error": text}),
 )
 
-DIALECTS = {dialect.kind: dialect for dialect in (OPENAI, VLLM, LLAMACPP, OLLAMA)}
+
+def named(event: dict[str, Any]) -> bytes:
+    """A server-sent event whose name is its data's type, as Anthropic and Cohere send them."""
+    return b"event: " + event["type"].encode() + b"\n" + sse(event)
+
+
+_ANTHROPIC_START = {
+    **{"id": "msg_01XFDUDYJgAACzvnptvVoYEL", "type": "message", "role": "assistant", "model": "their-model"},
+    **{"content": [], "stop_reason": None, "stop_sequence": None},
+}
+_ANTHROPIC_END = {
+    "type": "message_delta",
+    "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+    "usage": {"output_tokens": 4},
+}
+
+
+def _anthropic_refusal(status: int, text: str) -> bytes:
+    error = {"type": "api_error" if status >= 500 else "some_error", "message": text}
+    return orjson.dumps({"type": "error", "error": error, "request_id": "req_011CSHoEeqs5C35K2UUqR7Fy"})
+
+
+ANTHROPIC = Dialect(
+    kind="anthropic",
+    content_type="text/event-stream; charset=utf-8",
+    head=(
+        named(
+            {
+                "type": "message_start",
+                "message": {**_ANTHROPIC_START, "usage": {"input_tokens": 5, "output_tokens": 1}},
+            }
+        ),
+        named({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+        named({"type": "ping"}),
+    ),
+    token=lambda text: named(
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    ),
+    tail=(
+        named({"type": "content_block_stop", "index": 0}),
+        named(_ANTHROPIC_END),
+        named({"type": "message_stop"}),
+    ),
+    failure=named({"type": "error", "error": {"type": "api_error", "message": "Internal server error"}}),
+    whole=lambda tokens: orjson.dumps(
+        {
+            **_ANTHROPIC_START,
+            "content": [{"type": "text", "text": "".join(tokens)}],
+            "stop_reason": "end_turn",
+            "usage": {"input_tokens": 5, "output_tokens": 4},
+        }
+    ),
+    refusal=_anthropic_refusal,
+    key=("x-api-key", KEY),
+)
+
+
+def _gemini(text: str, **more: Any) -> dict[str, Any]:
+    candidate = {"content": {"parts": [{"text": text}], "role": "model"}, "index": 0, **more}
+    names = {"modelVersion": "their-model", "responseId": "FZQaZ8OvHp2t1PIPqZqBqAU"}
+    return {"candidates": [candidate], "usageMetadata": _gemini_usage(1), **names}
+
+
+def _gemini_usage(made: int) -> dict[str, Any]:
+    by_kind = [{"modality": "TEXT", "tokenCount": 5}]
+    counts = {"promptTokenCount": 5, "candidatesTokenCount": made, "totalTokenCount": 5 + made}
+    return {**counts, "promptTokensDetails": by_kind}
+
+
+GEMINI = Dialect(
+    kind="gemini",
+    content_type="text/event-stream",
+    head=(),
+    token=lambda text: sse(_gemini(text)),
+    tail=(sse({**_gemini("", finishReason="STOP"), "usageMetadata": _gemini_usage(4)}),),
+    failure=sse({"error": {"code": 500, "message": "An internal error has occurred.", "status": "INTERNAL"}}),
+    whole=lambda tokens: orjson.dumps(
+        {**_gemini("".join(tokens), finishReason="STOP", avgLogprobs=-0.1), "usageMetadata": _gemini_usage(4)}
+    ),
+    refusal=lambda status, text: orjson.dumps({"error": {"code": status, "message": text, "status": "SOME_STATUS"}}),
+    streams=lambda request: ":streamGenerateContent?alt=sse" in request.path,
+    key=("x-goog-api-key", KEY),
+)
+
+
+def _cohere(kind: str, **delta: Any) -> bytes:
+    return named({"type": kind, "index": 0, "delta": delta})
+
+
+def _cohere_text(text: str) -> dict[str, Any]:
+    return {"content": {"type": "text", "text": text}}
+
+
+_COHERE_USAGE = {
+    "billed_units": {"input_tokens": 3.0, "output_tokens": 4.0},
+    "tokens": {"input_tokens": 5.0, "output_tokens": 4.0},
+    "cached_tokens": 0.0,
+}
+
+COHERE = Dialect(
+    kind="cohere",
+    content_type="text/event-stream",
+    head=(
+        named({"id": "29f14a5a", "type": "message-start", "delta": {"message": {"role": "assistant", "content": []}}}),
+        _cohere("content-start", message=_cohere_text("")),
+    ),
+    token=lambda text: _cohere("content-delta", message={"content": {"text": text}}),
+    tail=(
+        named({"type": "content-end", "index": 0}),
+        named({"type": "message-end", "delta": {"finish_reason": "COMPLETE", "usage": _COHERE_USAGE}}),
+        DONE,
+    ),
+    failure=named({"type": "message-end", "delta": {"finish_reason": "ERROR", "error": "the engine died"}}),
+    whole=lambda tokens: orjson.dumps(
+        {
+            "id": "29f14a5a",
+            "finish_reason": "COMPLETE",
+            "message": {"role": "assistant", "content": [{"type": "text", "text": "".join(tokens)}]},
+            "usage": _COHERE_USAGE,
+        }
+    ),
+    refusal=lambda status, text: orjson.dumps({"id": "9a3a3c1d", "message": text}),
+)
+
+DIALECTS = {d.kind: d for d in (OPENAI, VLLM, LLAMACPP, OLLAMA, ANTHROPIC, GEMINI, COHERE)}
 
 
 @asynccontextmanager

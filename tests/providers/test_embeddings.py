@@ -25,7 +25,7 @@ from common.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from tests.providers.stages import KEY, PROMPT, Played, backend, replying
+from tests.providers.stages import DIALECTS, KEY, PROMPT, Played, backend, replying
 from tests.support.tiny_model import LlamaServer, write_model
 from tests.support.upstream import BREAK, HANG, Reply, Request
 from workers.providers.base import Call, Embedded
@@ -36,7 +36,7 @@ from workers.providers.vectors import unpack
 
 pytestmark = pytest.mark.timeout(60)
 
-OVER_HTTP = ("openai", "vllm", "llamacpp", "ollama")
+OVER_HTTP = ("openai", "vllm", "llamacpp", "ollama", "gemini", "cohere")
 OPENAIS = OVER_HTTP[:3]
 FIRST, SECOND = (0.5, -0.25, 1.0), (0.125, 0.75, -2.0)
 
@@ -63,9 +63,28 @@ def ollama_answer(*embeddings: Any) -> bytes:
     return orjson.dumps({"model": "all-minilm", "embeddings": embeddings, **times})
 
 
+def gemini_answer(*embeddings: Any) -> bytes:
+    """As Gemini answers: without usage."""
+    return orjson.dumps({"embeddings": [{"values": one} for one in embeddings]})
+
+
+def cohere_answer(*embeddings: Any) -> bytes:
+    """As Cohere answers, shortened."""
+    meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 8.0}}
+    return orjson.dumps({"id": "x", "embeddings": {"float": embeddings}, "texts": [], "meta": meta})
+
+
+NATIVE = {"ollama": ollama_answer, "gemini": gemini_answer, "cohere": cohere_answer}
+PATHS = {
+    "ollama": "/api/embed",
+    "gemini": "/v1beta/models/their-model:batchEmbedContents",
+    "cohere": "/v2/embed",
+}
+
+
 def answer_of(kind: str, *embeddings: tuple[float, ...]) -> bytes:
-    if kind == "ollama":
-        return ollama_answer(*embeddings)
+    if kind in NATIVE:
+        return NATIVE[kind](*embeddings)
     return openai_answer(*[in_base64(one) for one in embeddings])
 
 
@@ -91,6 +110,9 @@ async def test_each_input_has_its_vector_and_usage_is_told(kind: str) -> None:
     async with saying(kind, answer_of(kind, FIRST, SECOND)) as played:
         embedded = await played.provider.embed(call(played, ["one", "two"]))
     assert numbers(embedded) == [FIRST, SECOND]
+    if kind == "gemini":
+        assert embedded.usage is None
+        return
     assert embedded.usage is not None
     assert (embedded.usage.prompt_tokens, embedded.usage.completion_tokens) == (8, 0)
 
@@ -114,14 +136,73 @@ async def test_the_request_carries_what_the_server_knows(kind: str) -> None:
     async with saying(kind, answer_of(kind, FIRST)) as played:
         await played.provider.embed(call(played, ["one"], dimensions=3, encoding_format="float", user=None))
         request = sent(played)
-    assert request.path == ("/api/embed" if kind == "ollama" else "/v1/embeddings")
-    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.path == PATHS.get(kind, "/v1/embeddings")
+    name, value = DIALECTS[kind].key
+    assert request.headers[name] == value
     body = request.json()
-    assert (body["model"], body["input"], body["dimensions"]) == ("their-model", ["one"], 3)
-    assert body.get("encoding_format") == (None if kind == "ollama" else "base64")
-    assert "user" not in body
-    if kind == "ollama":
-        assert body["truncate"] is False
+    assert body == EXPECTED[kind if kind in NATIVE else "openai"]
+
+
+EXPECTED: dict[str, Any] = {
+    "openai": {"model": "their-model", "input": ["one"], "dimensions": 3, "encoding_format": "base64"},
+    "ollama": {"model": "their-model", "input": ["one"], "dimensions": 3, "truncate": False, "options": {}},
+    "gemini": {
+        "requests": [
+            {"model": "models/their-model", "content": {"parts": [{"text": "one"}]}, "outputDimensionality": 3}
+        ]
+    },
+    "cohere": {
+        **{"model": "their-model", "texts": ["one"], "input_type": "search_document", "embedding_types": ["float"]},
+        **{"truncate": "NONE", "output_dimension": 3},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "field"), [("gemini", "task_type", "taskType"), ("cohere", "input_type", "input_type")]
+)
+async def test_what_the_texts_are_for_is_the_callers_to_say_and_else_the_backends(
+    kind: str, key: str, field: str
+) -> None:
+    reply = Reply([answer_of(kind, FIRST)], content_type="application/json")
+    async with replying(kind, lambda _: reply, options={key: "of-the-backend"}) as played:
+        asked: dict[str, Any] = {key: "of-the-caller"}
+        await played.provider.embed(call(played, ["one"], **asked))
+        await played.provider.embed(call(played, ["one"]))
+        assert played.upstream is not None
+        bodies = [request.json() for request in played.upstream.requests]
+    said = [body["requests"][0] if kind == "gemini" else body for body in bodies]
+    assert [body[field] for body in said] == ["of-the-caller", "of-the-backend"]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("gemini", 100), ("cohere", 96)])
+async def test_more_texts_than_one_call_takes_go_in_several(kind: str, most: int) -> None:
+    def answer(request: Request) -> Reply:
+        body = request.json()
+        texts = body["texts"] if kind == "cohere" else [one["content"]["parts"][0]["text"] for one in body["requests"]]
+        return Reply([answer_of(kind, *[(float(text), 1.0) for text in texts])], content_type="application/json")
+
+    async with replying(kind, answer) as played:
+        embedded = await played.provider.embed(call(played, [str(number) for number in range(2 * most + 1)]))
+        assert played.upstream is not None
+        assert len(played.upstream.requests) == 3
+    assert [vector[0] for vector in numbers(embedded)] == [float(number) for number in range(2 * most + 1)]
+    if kind == "cohere":
+        assert embedded.usage is not None
+        assert embedded.usage.prompt_tokens == 24
+
+
+async def test_several_calls_have_one_time_limit_together() -> None:
+    answer = Reply([answer_of("cohere", *[FIRST] * 96)], content_type="application/json")
+    async with replying("cohere", lambda _: answer) as played:
+        with pytest.raises(UpstreamTimeout):  # each of the thousand is answered in far less, and all of them never
+            await played.provider.embed(call(played, ["one"] * 96_000, timeout_s=0.1))
+
+
+async def test_anthropic_makes_no_embeddings() -> None:
+    async with saying("anthropic", b"{}") as played:
+        with pytest.raises(UpstreamRefused):
+            await played.provider.embed(call(played))
 
 
 @pytest.mark.parametrize(("kind", "passes"), [("openai", False), ("vllm", True), ("llamacpp", True)])
@@ -143,8 +224,9 @@ async def test_ollamas_options_and_life_are_the_backends() -> None:
     assert (body["options"], body["keep_alive"]) == ({"num_ctx": 2048}, "5m")
 
 
-async def test_ollama_takes_no_tokens() -> None:
-    async with saying("ollama", ollama_answer(FIRST)) as played:
+@pytest.mark.parametrize("kind", NATIVE)
+async def test_what_takes_texts_takes_no_tokens(kind: str) -> None:
+    async with saying(kind, answer_of(kind, FIRST)) as played:
         with pytest.raises(UpstreamRefused) as caught:
             await played.provider.embed(call(played, [[1, 2]]))
     assert caught.value.failure.param == "input"
@@ -202,6 +284,33 @@ async def test_what_is_no_embedding_of_ollamas_is_an_error(body: bytes) -> None:
             await played.provider.embed(call(played, ["one", "two"]))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [gemini_answer(), gemini_answer(FIRST), gemini_answer([], []), gemini_answer("a", "b"), b'{"embeddings":[7,8]}'],
+)
+async def test_what_is_no_embedding_of_geminis_is_an_error(body: bytes) -> None:
+    async with saying("gemini", body) as played:
+        with pytest.raises(UpstreamProtocolError):
+            await played.provider.embed(call(played, ["one", "two"]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        cohere_answer(),
+        cohere_answer(FIRST),
+        cohere_answer([], []),
+        cohere_answer("a", "b"),
+        b'{"embeddings":[]}',
+        b"{}",
+    ],
+)
+async def test_what_is_no_embedding_of_coheres_is_an_error(body: bytes) -> None:
+    async with saying("cohere", body) as played:
+        with pytest.raises(UpstreamProtocolError):
+            await played.provider.embed(call(played, ["one", "two"]))
+
+
 @pytest.mark.parametrize("kind", OVER_HTTP)
 async def test_a_vector_of_another_length_than_asked_for_is_refused(kind: str) -> None:
     async with saying(kind, answer_of(kind, FIRST)) as played:
@@ -234,7 +343,7 @@ async def test_each_refusal_is_our_error_and_tells_no_secret(
     kind: str, status: int, error: type[HeadraceError], caplog: pytest.LogCaptureFixture
 ) -> None:
     text = f"No: {KEY} may not ask '{PROMPT}' at http://10.0.0.1:8000/v1"
-    body = {"error": text if kind == "ollama" else {"message": text, "type": "some_error"}}
+    body = orjson.loads(DIALECTS[kind].refusal(status, text))
     with caplog.at_level(logging.DEBUG):
         async with saying(kind, orjson.dumps(body), status) as played:
             with pytest.raises(error) as caught:

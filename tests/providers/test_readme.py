@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.providers.fields import table
 from workers.providers.echo import Script
 from workers.providers.registry import KINDS
 
@@ -19,6 +20,10 @@ def _first_column(heading: str) -> list[str]:
 
 def test_every_kind_is_listed() -> None:
     assert sorted(_first_column("kind")) == sorted(KINDS)
+
+
+def test_what_becomes_of_each_field_is_told_as_it_is() -> None:
+    assert table() in README
 
 
 def test_every_word_of_an_echo_script_is_listed() -> None:

@@ -45,6 +45,7 @@ async def _journal(r: Rig, pool: str) -> None:
     await outbox.ends(pool, ended, most_bytes=1)
     await outbox.strike(pool, [one.entry for one in ended])
     await r.queue.defer(pool, job_id(40, pool))
+    await r.queue.erase(job_id(40, pool), "t")
     await r.queue.withdraw(job_id(41, pool))
     await r.queue.leave(pool, worker)
 

@@ -103,14 +103,8 @@ class Rig:
     async def answer(
         self, model: str = "chain", *, stream: bool = True, moves_on: bool = True, ends_in_s: float = 30, **more: Any
     ) -> str:
-        ask = Ask(
-            model=model,
-            endpoint="/v1/chat/completions",
-            body={},
-            stream=stream,
-            ends_s=self.clock.monotonic_s() + ends_in_s,
-            **more,
-        )
+        given: dict[str, Any] = {"endpoint": "/v1/chat/completions", "body": {}} | more
+        ask = Ask(model=model, stream=stream, ends_s=self.clock.monotonic_s() + ends_in_s, **given)
         return await self.attempts.answer(ask, work, may_move_on=lambda: moves_on)
 
     async def misses(self, model: str = "chain", **more: Any) -> Unserved:

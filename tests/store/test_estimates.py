@@ -21,7 +21,9 @@ from gateway.auth import Principal
 from gateway.dialects.native import JobOptions
 from gateway.dialects.openai import DEFAULT_ANSWER_TOKENS, chat_request
 from gateway.estimates import PERIOD_S, Estimates
+from gateway.models import Models
 from gateway.pressure import Pressure
+from gateway.prices import Prices
 from gateway.withdrawal import Withdrawals
 from scheduler.gauges import Gauges, Sources
 from tests.store.sharing import fill, spent
@@ -45,7 +47,8 @@ class Front:
         self.clock = ManualClock()
         self.estimates = Estimates(r.queue, self.clock, pool_by_model=SETTINGS.pool_by_model)
         pressure = Pressure(r.store, self.clock, most_share=0.9)
-        self._admission = Admission(SETTINGS, r.queue, pressure, Withdrawals(r.queue, self.clock), self.estimates)
+        models, withdrawals = Models(SETTINGS, Prices(SETTINGS)), Withdrawals(r.queue, self.clock)
+        self._admission = Admission(SETTINGS, models, r.queue, pressure, withdrawals, self.estimates)
 
     def job(self, *, priority: Priority | None = None, model: str = "m", **more: Any) -> Job:
         """The job of a small chat request with these further fields."""

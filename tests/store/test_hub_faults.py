@@ -161,7 +161,7 @@ async def test_an_inbox_that_was_made_anew_is_not_taken_for_the_old_one_where_th
         hub.expect(job_id(1))
         claim = await seeded.running(a_job(1, on_disconnect=OnDisconnect.CANCEL), gateway=hub.id)
         await until(lambda: _is(redis_server.command("EXISTS", keys.inbox(POOL, hub.id)) == 1))
-        # What a server that was frozen does when it goes on: first a worker's write, then what a gateway gave up long ago.
+        # What a server that was frozen does first when it goes on: a worker's write, then what a gateway gave up on.
         redis_server.command("DEL", keys.inbox(POOL, hub.id))
         await seeded.append(claim, 1, events(1, 1))
         streams.losing = True

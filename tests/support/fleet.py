@@ -62,6 +62,11 @@ class Member:
         return int(self.environ["HEADRACE_HTTP_PORT"])
 
     @property
+    def grpc_target(self) -> str:
+        """Where a gateway's gRPC is."""
+        return f"127.0.0.1:{self.environ['HEADRACE_GRPC_PORT']}"
+
+    @property
     def pid(self) -> int:
         """Its process id."""
         assert self.process is not None, f"{self.name} was never started"
@@ -153,6 +158,7 @@ class Fleet:
             "HEADRACE_DATA_DIR": str(self.directory),
             "HEADRACE_REDIS_URL": self.redis.url,
             "HEADRACE_HTTP_PORT": str(free_port()),
+            "HEADRACE_GRPC_PORT": str(free_port()) if room == "gateway" else "0",
             "HEADRACE_METRICS_PORT": "0",
             **self._settings,
             **own,

@@ -39,6 +39,13 @@ def test_texts_are_joined_in_order() -> None:
     }
 
 
+def test_the_stop_sequence_that_was_met_is_kept_where_it_is_one() -> None:
+    assert (
+        _result(_chunk({"content": "a"}), _chunk({}, "stop", stop_reason="END"))["choices"][0]["stop_reason"] == "END"
+    )
+    assert "stop_reason" not in _result(_chunk({"content": "a"}, "stop", stop_reason=2))["choices"][0]
+
+
 def test_choices_are_kept_apart_and_put_in_order() -> None:
     choices = _result(
         _chunk({"content": "b"}, index=1), _chunk({"content": "a"}), _chunk({"content": "B"}, "stop", index=1)

@@ -68,12 +68,6 @@ def test_a_name_that_says_nothing_is_an_error_that_names_it(name: str) -> None:
         load({name: "1"})
 
 
-@pytest.mark.parametrize("name", ["HEADRACE_GRPC_PORT"])
-def test_a_setting_of_a_later_version_is_an_error_that_says_so(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{name}: not available in this version$"):
-        load({name: "1"})
-
-
 def test_names_of_the_command_line_tests_and_benchmarks_are_let_be() -> None:
     names = ("HEADRACE_URL", "HEADRACE_API_KEY", "HEADRACE_TEST_SEED", "HEADRACE_BENCH_ROUNDS", "PATH", "headrace_x")
     assert load(dict.fromkeys(names, "x")) == Settings()

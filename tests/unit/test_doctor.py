@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.config import Backend, Model, Settings, Target
+from common.catalogue import Model, Target
+from common.config import Backend, Settings
 from common.inspection import StoreFacts, parse_info
 from deploy.local.doctor import (
     judge_backend,
@@ -88,6 +89,10 @@ def test_a_llamacpp_server_takes_any_model_name() -> None:
 
 def test_ollamas_names_are_known_with_and_without_the_latest_tag() -> None:
     assert models_known({"models": [{"name": "llama3:latest"}]}) == {"llama3", "llama3:latest"}
+
+
+def test_geminis_names_are_known_with_and_without_their_collection() -> None:
+    assert models_known({"models": [{"name": "models/gemini-x"}]}) == {"gemini-x", "models/gemini-x"}
 
 
 def test_the_models_wanted_of_a_backend_are_those_its_targets_name() -> None:

@@ -22,7 +22,7 @@ from common import log
 from common.config import Settings
 from common.metrics import GatewayMetrics
 from gateway import docs, errors
-from gateway.http import MAX_HEAD_BYTES, BoundedProtocol, check_head, install, read_body, request_id
+from gateway.http import MAX_HEAD_BYTES, BoundedProtocol, check_head, install, read_body, request_id, tells_tokens
 from tests.support.runner import until
 
 LIMIT_BYTES = 1_000
@@ -418,6 +418,24 @@ async def test_a_page_that_is_allowed_may_send_what_the_sdks_send_and_read_what_
 async def test_any_page_may_call_where_that_is_set() -> None:
     async with serving(origins="*") as site:
         assert (await site.post(b"{}", f"Origin: {PAGE}"))["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize(
+    ("piece", "tells"),
+    [
+        (b"", False),
+        (b": keep-alive\n", False),
+        (b"retry: 1000\n: queue position=1\n", False),
+        (b'event: ping\ndata: {"type":"ping"}\n\n', False),
+        (b"event: message_start\ndata: {}\n\n: queue position=1\nevent: ping\ndata: {}\n\n", False),
+        (b"event: response.created\ndata: {}\n\nevent: response.in_progress\ndata: {}\n\n", False),
+        (b"event: message_start\ndata: {}\n\nevent: content_block_start\ndata: {}\n\n", True),
+        (b'id: 1-1\ndata: {"choices":[]}\n\n', True),
+        (b'{"message":{"content":"a"},"done":false}\n', True),
+    ],
+)
+def test_a_stream_has_its_first_token_when_it_tells_of_the_answer(piece: bytes, *, tells: bool) -> None:
+    assert tells_tokens(piece) == tells
 
 
 # --- the description --------------------------------------------------------------------------------------------------

@@ -8,8 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import Target
-from workers.routing import Again, Missed, Prospects, Standing, backoff_ms, in_order, next_try
+from common.catalogue import Fallback, Model, Target
+from common.errors import (
+    AnswerTooLong,
+    ContentFiltered,
+    ContextTooLong,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamInterrupted,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+    UpstreamUnreachable,
+)
+from workers.routing import (
+    Again,
+    Missed,
+    Prospects,
+    Standing,
+    backoff_ms,
+    in_order,
+    instead,
+    next_try,
+    worth_trying,
+)
 
 A, B, C = (Target(backend=name, model="m") for name in "abc")
 EQUAL = [Target(backend=name, model="m", weight=1) for name in "abc"]
@@ -138,3 +161,43 @@ def test_waits_grow_with_the_failures_and_are_spread_over_all_of_their_range() -
 
 def test_those_refused_at_one_moment_do_not_return_at_one_moment() -> None:
     assert backoff_ms(2, jitter=0.1, retry_after_s=1) != backoff_ms(2, jitter=0.3, retry_after_s=1)
+
+
+# --- after a failure -------------------------------------------------------------------------------------------------
+
+SHORT = Target(backend="s", model="m", context_tokens=10)
+LONG = Target(backend="l", model="m", context_tokens=20)
+OTHER = Target(backend="o", model="m")
+ALL = Fallback(context_length_exceeded="long", rate_limit="spare", unavailable="other")
+
+
+@pytest.mark.parametrize(
+    ("error", "left", "fallback"),
+    [
+        (ContextTooLong(), "l", "long"),
+        (UpstreamRefused(), "", None),
+        (ContentFiltered(), "", None),
+        (UpstreamInterrupted(), "", None),
+        (UpstreamBusy(), "slo", "spare"),
+        (UpstreamUnreachable(), "slo", "other"),
+        (UpstreamTimeout(), "slo", "other"),
+        (UpstreamUnavailable(), "slo", "other"),
+        (UpstreamCredentials(), "slo", "other"),
+        (UpstreamError(), "slo", "other"),
+        (AnswerTooLong(), "slo", None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, UpstreamError) else None,
+)
+def test_what_may_be_asked_next_goes_by_the_kind_of_failure(
+    error: UpstreamError, left: str, fallback: str | None
+) -> None:
+    rest = worth_trying(error, SHORT, [SHORT, LONG, OTHER], Model(targets=(SHORT, LONG, OTHER)))
+    assert "".join(target.backend for target in rest) == left
+    assert instead(error, ALL) == fallback
+    assert instead(error, Fallback()) is None
+
+
+def test_where_nobody_said_how_long_a_context_is_none_is_known_to_be_longer() -> None:
+    assert worth_trying(ContextTooLong(), OTHER, [SHORT, LONG], Model(targets=(OTHER, SHORT, LONG))) == []
+    shown = Model(targets=(OTHER, LONG), context_tokens=5)
+    assert worth_trying(ContextTooLong(), OTHER, [LONG], shown) == [LONG]

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from common.config import Backend, Kind
-from scheduler.prober import CHECKS, check_of, judge
+from scheduler.prober import CHECKS, check_of, judge, key_headers
 
 
 def _backend(kind: Kind, health_path: str | None = None) -> Backend:
@@ -20,11 +20,34 @@ def test_every_kind_but_the_fake_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [("vllm", "/health"), ("llamacpp", "/health"), ("ollama", "/api/version"), ("openai", "/v1/models")],
+    [
+        ("vllm", "/health"),
+        ("llamacpp", "/health"),
+        ("ollama", "/api/version"),
+        ("openai", "/v1/models"),
+        ("anthropic", "/v1/models"),
+        ("gemini", "/v1beta/models"),
+        ("cohere", "/v1/models"),
+    ],
 )
 def test_each_kind_is_asked_where_it_says_how_it_is(kind: Kind, path: str) -> None:
     check = check_of(_backend(kind))
     assert check is not None and check.path == path
+
+
+@pytest.mark.parametrize(
+    ("kind", "headers"),
+    [
+        ("vllm", {"authorization": "Bearer k"}),
+        ("anthropic", {"anthropic-version": "2023-06-01", "x-api-key": "k"}),
+        ("gemini", {"x-goog-api-key": "k"}),
+        ("cohere", {"authorization": "Bearer k"}),
+        ("echo", {"authorization": "Bearer k"}),
+    ],
+)
+def test_each_kinds_key_goes_where_that_kind_looks_for_it(kind: Kind, headers: dict[str, str]) -> None:
+    assert key_headers(kind, "k") == headers
+    assert "k" not in key_headers(kind, None).values()
 
 
 def test_a_backends_own_path_wins_and_must_then_succeed() -> None:

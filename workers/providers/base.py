@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from common.config import Backend
-from common.contracts import Chunk, JsonObject, Usage
+from common.contracts import Chunk, JsonObject, Priority, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,9 @@ class Call:
     `body` is the public request in OpenAI's shape, `model` the model's name at the backend. `stream` tells whether
     the upstream is asked for tokens as they come; otherwise the one chunk holds the whole answer as its deltas.
     `timeout_s` bounds the whole call (the smaller of the backend's own limit and what the job's deadline leaves).
-    `on_answer` is told the status and headers of the upstream's answer, as soon as they are there.
+    `priority` and `tenant` are the job's, for servers that queue or cache by them.
+    `on_answer` is told the status and headers of the upstream's answer, as soon as they are there. `public_model` is
+    the name that callers know the model by.
     """
 
     backend: Backend
@@ -28,7 +30,10 @@ class Call:
     timeout_s: float
     api_key: str | None = None
     request_id: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    tenant: str = ""
     on_answer: Callable[[int, Mapping[str, str]], None] | None = None
+    public_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

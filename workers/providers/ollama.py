@@ -12,6 +12,7 @@ import orjson
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused
 from workers.providers.base import Call, Embedded
+from workers.providers.shapes import common_refusals, refuse
 from workers.providers.upstream import drain, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
 from workers.providers.vectors import checked, inputs_of, pack
 from workers.providers.wire import JsonLineDecoder, is_list, is_object, json_object
@@ -72,14 +73,10 @@ def to_embedding_wire(call: Call) -> JsonObject:
 def _refuse_unsupported(body: JsonObject) -> None:
     asked = {
         "n": body.get("n") not in (None, 1),
-        "logprobs": bool(body.get("logprobs")),
-        "top_logprobs": bool(body.get("top_logprobs")),
-        "logit_bias": bool(body.get("logit_bias")),
+        **common_refusals(body),
         "tool_choice": body.get("tool_choice") not in (None, "none", "auto"),
     }
-    for param, unsupported in asked.items():
-        if unsupported:
-            raise UpstreamRefused(f"Ollama does not support this value of {param!r}.", param=param)
+    refuse("Ollama", asked)
 
 
 def _options(body: JsonObject) -> JsonObject:

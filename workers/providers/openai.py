@@ -10,6 +10,7 @@ import httpx
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamError, UpstreamProtocolError, UpstreamRefused
 from workers.providers.base import Call, Embedded
+from workers.providers.shapes import adapted
 from workers.providers.upstream import (
     drain,
     is_json,
@@ -51,8 +52,9 @@ _OURS: Final = ("headrace", "x-headrace", "x_headrace")
 
 
 def to_wire(call: Call) -> JsonObject:
-    """The body for a strict server: known fields only."""
-    return _asking({key: value for key, value in call.body.items() if key in KNOWN_FIELDS}, call)
+    """The body for a strict server: known fields only, and those that the backend's `options.pass` names."""
+    known = KNOWN_FIELDS.union(call.backend.options.get("pass") or ()) - _FORBIDDEN
+    return _asking({key: value for key, value in call.body.items() if key in known}, call)
 
 
 def to_open_wire(call: Call) -> JsonObject:
@@ -93,7 +95,7 @@ def _asking(body: JsonObject, call: Call) -> JsonObject:
     if call.stream:
         # Usage is always asked for, since billing needs it; who did not ask for it is not shown it.
         body["stream_options"] = {**(options if is_object(options) else {}), "include_usage": True}
-    return body
+    return adapted(body, call.backend.options) if call.backend.options else body
 
 
 def _without_developer(message: Any) -> Any:
@@ -208,6 +210,7 @@ def _as_delta(choice: Any) -> JsonObject:
         "delta": {"role": "assistant", **told},
         "logprobs": choice.get("logprobs"),
         "finish_reason": choice.get("finish_reason") or "stop",
+        **({"stop_reason": choice["stop_reason"]} if isinstance(choice.get("stop_reason"), str) else {}),
     }
     _mend(streamed)
     return streamed
@@ -235,6 +238,7 @@ _STATUS_BY_NAME: Final = {
     **dict.fromkeys(("model_not_found", "not_found_error", "NotFoundError"), 404),
     **dict.fromkeys(("overloaded_error", "server_overloaded"), 529),
     **dict.fromkeys(("timeout", "timeout_error"), 504),
+    "content_filter": 400,
 }
 
 

@@ -8,8 +8,11 @@ from typing import Final
 import httpx
 
 from common.clock import Clock, SystemClock
+from workers.providers.anthropic import AnthropicProvider
 from workers.providers.base import Provider
+from workers.providers.cohere import CohereProvider
 from workers.providers.echo import EchoProvider
+from workers.providers.gemini import GeminiProvider
 from workers.providers.llamacpp import LlamaCppProvider
 from workers.providers.ollama import OllamaProvider
 from workers.providers.openai import OpenAIProvider
@@ -21,6 +24,9 @@ _OVER_HTTP: Final[dict[str, Callable[[httpx.AsyncClient], Provider]]] = {
     VllmProvider.kind: VllmProvider,
     LlamaCppProvider.kind: LlamaCppProvider,
     OllamaProvider.kind: OllamaProvider,
+    AnthropicProvider.kind: AnthropicProvider,
+    GeminiProvider.kind: GeminiProvider,
+    CohereProvider.kind: CohereProvider,
 }
 KINDS: Final = (*_OVER_HTTP, EchoProvider.kind)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -16,6 +16,7 @@ import orjson
 
 from common.contracts import JsonObject
 from common.errors import (
+    ContentFiltered,
     ContextTooLong,
     UpstreamBusy,
     UpstreamCredentials,
@@ -35,6 +36,11 @@ MAX_RETRY_AFTER_S: Final = 3_600.0
 DRAIN_S: Final = 0.1
 
 
+def bearer(call: Call) -> dict[str, str]:
+    """The header that carries the key in most APIs; none where there is no key."""
+    return {"authorization": f"Bearer {call.api_key}"} if call.api_key else {}
+
+
 class ToError(Protocol):
     """A provider's mapping from an HTTP refusal to our error; `secrets` must not appear in its message."""
 
@@ -48,13 +54,22 @@ class ToError(Protocol):
 
 @asynccontextmanager
 async def opened(
-    client: httpx.AsyncClient, call: Call, path: str, *, body: JsonObject, to_error: ToError
+    client: httpx.AsyncClient,
+    call: Call,
+    path: str,
+    *,
+    body: JsonObject,
+    to_error: ToError,
+    headers_of: Callable[[Call], dict[str, str]] = bearer,
 ) -> AsyncGenerator[httpx.Response]:
-    """The upstream's answer to `body`: its status was 200, its bytes are not read yet. Closed on the way out."""
+    """The upstream's answer to `body`: its status was 200, its bytes are not read yet. Closed on the way out.
+
+    `headers_of` gives what the upstream wants beside the usual headers: the key, in its own place.
+    """
     if call.timeout_s <= 0:  # to the HTTP client, 0 would mean no limit at all
         raise UpstreamTimeout
     with translated():
-        response = await client.send(_request(client, call, path, body), stream=True)
+        response = await client.send(_request(client, call, path, body, headers_of(call)), stream=True)
         try:
             if call.on_answer is not None:
                 call.on_answer(response.status_code, response.headers)
@@ -110,10 +125,9 @@ async def _read_some(response: httpx.Response) -> bytes:
     return b"".join(parts)[:MAX_ERROR_BYTES]
 
 
-def _request(client: httpx.AsyncClient, call: Call, path: str, body: JsonObject) -> httpx.Request:
-    headers = {"content-type": "application/json", "accept": "text/event-stream" if call.stream else "application/json"}
-    if call.api_key:
-        headers["authorization"] = f"Bearer {call.api_key}"
+def _request(client: httpx.AsyncClient, call: Call, path: str, body: JsonObject, own: dict[str, str]) -> httpx.Request:
+    accepted = "text/event-stream" if call.stream else "application/json"
+    headers = {"content-type": "application/json", "accept": accepted, **own}
     if call.request_id:
         headers["x-request-id"] = call.request_id
     return client.build_request(
@@ -201,6 +215,8 @@ def refusal(
 
 
 def _refused(message: str, code: str, param: str | None) -> UpstreamRefused:
+    if code in ("content_filter", "content_policy_violation"):
+        return ContentFiltered(param=param)  # its words would tell what was found in the prompt
     if code in ("context_length_exceeded", "exceed_context_size_error") or _TOO_LONG.search(message):
         return ContextTooLong(message or None, param=param)
     return UpstreamRefused(message or None, param=param)

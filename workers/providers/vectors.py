@@ -6,10 +6,12 @@ import math
 import struct
 from binascii import Error as NotBase64
 from binascii import a2b_base64
+from collections.abc import Iterator
 from typing import Any, Final
 
-from common.contracts import JsonObject
+from common.contracts import JsonObject, Usage
 from common.errors import UpstreamProtocolError, UpstreamRefused
+from workers.providers.base import Embedded
 from workers.providers.wire import is_list, is_object
 
 FLOAT_BYTES: Final = 4
@@ -86,6 +88,27 @@ def inputs_of(body: JsonObject) -> list[Any]:
     if not is_list(given):
         return [given]
     return [given] if given and isinstance(given[0], int) else given
+
+
+def texts_of(body: JsonObject) -> list[str]:
+    """A request's inputs where they are all texts. Raises UpstreamRefused for tokens."""
+    texts = [one for one in inputs_of(body) if isinstance(one, str)]
+    if len(texts) != len(inputs_of(body)):
+        raise UpstreamRefused("This model's server embeds texts only, not tokens.", param="input")
+    return texts
+
+
+def sliced(texts: list[str], most: int) -> Iterator[list[str]]:
+    """The texts in parts of at most so many."""
+    for start in range(0, len(texts), most):
+        yield texts[start : start + most]
+
+
+def total(parts: list[Embedded]) -> Embedded:
+    """All parts' vectors in order; their usage where every part told it."""
+    told = [part.usage for part in parts if part.usage is not None]
+    usage = Usage(sum(one.prompt_tokens for one in told)) if told and len(told) == len(parts) else None
+    return Embedded([vector for part in parts for vector in part.vectors], usage)
 
 
 def _no_vector() -> UpstreamProtocolError:

@@ -1,0 +1,145 @@
+"""What a request to Anthropic's Messages API may hold.
+
+Fields that stand here are checked; others are left as they came, for backends that know them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from gateway.dialects.chat_schema import MAX_MESSAGES, MAX_TOOLS, FunctionName, Label, Stops, TokenLimit, Word
+
+MAX_BLOCKS: Final = 10_000
+MAX_TOP_K: Final = 1_000_000
+
+_OPEN: Final = ConfigDict(strict=True, extra="ignore")
+
+
+@with_config(_OPEN)
+class AnthropicSource(TypedDict, total=False):
+    type: Required[Literal["base64", "url", "text", "content"]]
+    media_type: Word
+    data: str
+    url: str
+    content: Any
+
+
+@with_config(_OPEN)
+class AnthropicInnerBlock(TypedDict, total=False):
+    type: Required[Literal["text", "image", "document"]]
+    text: str
+    source: AnthropicSource
+    title: str | None
+
+
+InnerBlocks = Annotated[list[AnthropicInnerBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)]
+
+
+@with_config(_OPEN)
+class AnthropicBlock(TypedDict, total=False):
+    type: Required[Literal["text", "image", "document", "thinking", "redacted_thinking", "tool_use", "tool_result"]]
+    text: str
+    source: AnthropicSource
+    title: str | None
+    thinking: str
+    signature: str | None
+    id: Label
+    name: FunctionName
+    input: dict[str, Any]
+    tool_use_id: Label
+    content: Annotated[str | InnerBlocks | None, Field(union_mode="left_to_right")]
+    is_error: bool | None
+
+
+Blocks = Annotated[list[AnthropicBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)]
+
+
+@with_config(_OPEN)
+class AnthropicMessage(TypedDict, total=False):
+    role: Required[Literal["user", "assistant", "system"]]
+    content: Required[Annotated[str | Blocks, Field(union_mode="left_to_right")]]
+
+
+@with_config(_OPEN)
+class AnthropicSystemBlock(TypedDict, total=False):
+    type: Required[Literal["text"]]
+    text: Required[str]
+
+
+SystemBlocks = Annotated[list[AnthropicSystemBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)]
+
+
+@with_config(_OPEN)
+class AnthropicTool(TypedDict, total=False):
+    type: Literal["custom"] | None
+    name: Required[FunctionName]
+    description: str | None
+    input_schema: Required[dict[str, Any]]
+    strict: bool | None
+
+
+@with_config(_OPEN)
+class AnthropicToolChoice(TypedDict, total=False):
+    type: Required[Literal["auto", "any", "tool", "none"]]
+    name: FunctionName
+    disable_parallel_tool_use: bool | None
+
+
+@with_config(_OPEN)
+class AnthropicThinking(TypedDict, total=False):
+    type: Required[Word]
+    budget_tokens: TokenLimit | None
+    display: Word | None
+
+
+@with_config(_OPEN)
+class AnthropicFormat(TypedDict, total=False):
+    type: Required[Literal["json_schema"]]
+    schema: Required[dict[str, Any]]
+
+
+@with_config(_OPEN)
+class AnthropicOutput(TypedDict, total=False):
+    effort: Word | None
+    format: AnthropicFormat | None
+
+
+@with_config(_OPEN)
+class AnthropicMetadata(TypedDict, total=False):
+    user_id: Label | None
+
+
+@with_config(_OPEN)
+class CountTokensBody(TypedDict, total=False):
+    """Anthropic's request to count the tokens of a prompt."""
+
+    model: Required[Annotated[str, Field(min_length=1, max_length=256)]]
+    messages: Required[Annotated[list[AnthropicMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]]
+    system: Annotated[str | SystemBlocks | None, Field(union_mode="left_to_right")]
+    tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
+    tool_choice: AnthropicToolChoice | None
+    thinking: AnthropicThinking | None
+    output_config: AnthropicOutput | None
+    mcp_servers: Annotated[list[Any], Field(max_length=0)] | None
+    container: None
+
+
+@with_config(_OPEN)
+class MessagesBody(CountTokensBody, total=False):
+    """Anthropic's request for a message."""
+
+    max_tokens: Required[TokenLimit]
+    stream: bool | None
+    temperature: Annotated[float, Field(ge=0, le=1)] | None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None
+    stop_sequences: Stops | None
+    metadata: AnthropicMetadata | None
+    service_tier: Word | None
+
+
+MESSAGES_BODY: Final = TypeAdapter(MessagesBody)
+COUNT_TOKENS_BODY: Final = TypeAdapter(CountTokensBody)

@@ -1,0 +1,248 @@
+"""OpenAI's older completions: a prompt becomes a chat of one user message, and its answer a text again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Final, Required
+
+import orjson
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from common.contracts import Failure, Job, JsonObject, Outcome, Position
+from common.errors import BadRequest
+from common.queue import Place
+from gateway.dialects.bounded import is_list, read_object
+from gateway.dialects.chat_schema import MAX_N, Label, Penalty, Stop, Stops, StreamOptions, TokenLimit, check
+from gateway.dialects.openai import ChatRequest, ChunkShape, chat_request, schemas_of
+from gateway.dialects.shape import EVENT_STREAM
+from gateway.errors import error_object
+
+DIALECT: Final = "completions"
+ENDPOINT: Final = "/v1/completions"
+DEFAULT_TOKENS: Final = 16
+"""OpenAI's limit of this endpoint's answers, where the request names none."""
+MAX_LOGPROBS: Final = 5
+MAX_PROMPT_ENTRIES: Final = 2_048
+
+_OWN: Final = ("prompt", "suffix", "echo", "logprobs", "best_of")
+_CHATS: Final = ("messages", "tools", "tool_choice", "functions", "function_call", "top_logprobs")
+_REASONS: Final = {"length": "length", "content_filter": "content_filter"}
+
+Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Prompts = Annotated[list[str | Token | list[Token]], Field(min_length=1, fail_fast=True)]
+
+
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class CompletionsBody(TypedDict, total=False):
+    """OpenAI's request for a completion. One prompt, as text; the rest is the chat completion's."""
+
+    model: Required[Annotated[str, Field(min_length=1, max_length=256)]]
+    prompt: Required[Annotated[str | Prompts, Field(union_mode="left_to_right")]]
+    suffix: str | None
+    echo: bool | None
+    best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None
+    max_tokens: TokenLimit | None
+    stream: bool | None
+    stream_options: StreamOptions | None
+    stop: Annotated[Stop | Stops | None, Field(union_mode="left_to_right")]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None
+    frequency_penalty: Penalty | None
+    presence_penalty: Penalty | None
+    seed: int | None
+    user: Label | None
+
+
+COMPLETIONS_BODY: Final = TypeAdapter(CompletionsBody)
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+def parse_completions(raw: bytes) -> ChatRequest:
+    """The chat request that a body of `/v1/completions` stands for. Raises BadRequest naming the field."""
+    return completions_request(read_object(raw, schemas_of))
+
+
+def completions_request(asked: JsonObject) -> ChatRequest:
+    """The same of an object that `read_object` gave. Raises BadRequest."""
+    _check_prompt_count(asked.get("prompt"))
+    check(COMPLETIONS_BODY, asked)
+    _check_supported(asked)
+    body = {name: value for name, value in asked.items() if name not in _OWN}
+    body["messages"] = [{"role": "user", "content": _prompt(asked["prompt"])}]
+    if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        body["max_tokens"] = DEFAULT_TOKENS
+    if asked.get("logprobs") is not None:
+        body |= {"logprobs": True, "top_logprobs": asked["logprobs"]}
+    repeated: JsonObject = {"echo": True} if asked.get("echo") else {}
+    return replace(chat_request(body), dialect=DIALECT, asked=repeated)
+
+
+def _check_prompt_count(given: Any) -> None:
+    """Before the rest, which would look at each of many thousand entries first. Raises BadRequest."""
+    if is_list(given) and len(given) > MAX_PROMPT_ENTRIES:
+        raise _one_text()
+
+
+def _check_supported(asked: JsonObject) -> None:
+    """Raises BadRequest for what a chat can't give."""
+    if asked.get("suffix"):
+        raise BadRequest("suffix: not supported: a chat model can't fill in the middle.", param="suffix")
+    if asked.get("best_of") not in (None, asked.get("n") or 1):
+        raise BadRequest("best_of: not supported, unless it is n: ask for n choices and choose.", param="best_of")
+    if asked.get("echo") and asked.get("logprobs") is not None:
+        raise BadRequest("logprobs: not available with echo: a prompt's are not known.", param="logprobs")
+    for name in _CHATS:
+        if asked.get(name) is not None:
+            raise BadRequest(f"{name}: belongs to /v1/chat/completions.", param=name)
+
+
+def _prompt(given: Any) -> str:
+    """The one text. Raises BadRequest.
+
+    Several prompts are several conversations, and a job is one: one id, one stream, one end for good or bad. Tokens
+    belong to a tokenizer that is the model's own, and would have to be turned back into text by it.
+    """
+    only = given[0] if is_list(given) and len(given) == 1 else given
+    if not isinstance(only, str):
+        raise _one_text()
+    return only
+
+
+def _one_text() -> BadRequest:
+    text = "prompt: one text is expected. Send several prompts as requests of their own, and tokens as text."
+    return BadRequest(text, param="prompt")
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def completion_id(job_id: str) -> str:
+    """OpenAI's id for a job's completion: the same for every reader and every attempt."""
+    return f"cmpl-{job_id[-32:]}"
+
+
+def text_completion(job: Job, created_s: int, result: bytes) -> bytes:
+    """The body of an answer that is not streamed, around the job's result."""
+    stored: JsonObject = orjson.loads(result)
+    echoed = _echoed(job)
+    choices = [_whole_choice(choice, echoed) for choice in stored["choices"]]
+    return orjson.dumps({**stored, **_head(job, created_s), "choices": choices})
+
+
+def _head(job: Job, created_s: int) -> JsonObject:
+    return {"id": completion_id(job.id), "object": "text_completion", "created": created_s, "model": job.model}
+
+
+def _echoed(job: Job) -> str:
+    """The prompt, where the answer begins with it."""
+    return job.body["messages"][0]["content"] if job.asked.get("echo") else ""
+
+
+def _whole_choice(choice: JsonObject, echoed: str) -> JsonObject:
+    text = echoed + _text(choice["message"])
+    return _choice(choice, text, _logprobs(choice, 0))
+
+
+def _choice(choice: JsonObject, text: str, logprobs: JsonObject | None) -> JsonObject:
+    reason = choice.get("finish_reason")
+    shown = _REASONS.get(reason, "stop") if reason else None
+    return {"index": choice["index"], "text": text, "logprobs": logprobs, "finish_reason": shown}
+
+
+def _text(said: JsonObject) -> str:
+    return (said.get("content") or "") + (said.get("refusal") or "")
+
+
+def _logprobs(choice: JsonObject, offset: int) -> JsonObject | None:
+    """The older form of log probabilities: lists side by side. `offset`: where in the text the first token begins."""
+    told: JsonObject = choice.get("logprobs") or {}
+    entries: list[JsonObject] = told.get("content") or []
+    if not entries:
+        return None
+    offsets: list[int] = []
+    for entry in entries:
+        offsets.append(offset)
+        offset += len(entry["token"])
+    top = [{one["token"]: one["logprob"] for one in entry.get("top_logprobs") or ()} for entry in entries]
+    return {
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": top if any(top) else None,
+        "text_offset": offsets,
+    }
+
+
+class TextShape:
+    """Makes the chunks of one stream. They bear no `id:`: a job's events can be followed, but as chat chunks."""
+
+    __slots__ = ("_chat", "_echoed", "_include_usage", "_lengths", "_prefix")
+
+    media_type: ClassVar[str] = EVENT_STREAM
+
+    def __init__(self, job: Job, created_s: int) -> None:
+        self._chat = ChunkShape(job.id, created_s, job.model, job.include_usage)
+        self._echoed = _echoed(job)
+        self._include_usage = job.include_usage
+        self._prefix = b"data: " + orjson.dumps(_head(job, created_s))[:-1] + b","
+        self._lengths: dict[int, int] = {}
+
+    def opening(self) -> bytes:
+        """Nothing: there is no resuming that a client could do by itself."""
+        return b""
+
+    def keep_alive(self) -> bytes:
+        """A comment."""
+        return self._chat.keep_alive()
+
+    def waiting(self, place: Place) -> bytes:
+        """The job's place in the queue, as a comment."""
+        return self._chat.waiting(place)
+
+    def events(self, last: Position, events: Sequence[bytes]) -> bytes:
+        """A chunk for each that says something."""
+        return b"".join([self._event(orjson.loads(event)["choices"]) for event in events])
+
+    def end(self, last: Position, outcome: Outcome, *, resumed: bool) -> bytes:
+        """Usage, where it was asked for, and the last word."""
+        usage = b""
+        if self._include_usage and outcome.usage is not None:
+            usage = self._frame({"choices": [], "usage": outcome.usage.to_openai()})
+        return usage + b"data: [DONE]\n\n"
+
+    def failed(self, position: Position | None, failure: Failure) -> bytes:
+        """The one event that tells of a failure; nothing follows it."""
+        return b"data: " + error_object(failure) + b"\n\n"
+
+    def anew(self, begins: Position) -> bytes:
+        """An empty chunk with our own word for it: OpenAI never begins an answer anew."""
+        self._lengths.clear()
+        choice: JsonObject = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+        return self._chunk({"choices": [choice], "headrace": {"event": "reset"}})
+
+    def _event(self, choices: list[JsonObject]) -> bytes:
+        made = [chosen for choice in choices if (chosen := self._made(choice)) is not None]
+        return self._chunk({"choices": made}) if made else b""
+
+    def _made(self, choice: JsonObject) -> JsonObject | None:
+        index: int = choice["index"]
+        text = _text(choice["delta"])
+        if index not in self._lengths:
+            self._lengths[index] = 0
+            text = self._echoed + text
+        logprobs = _logprobs(choice, self._lengths[index])
+        self._lengths[index] += len(text)
+        if not text and logprobs is None and not choice.get("finish_reason"):
+            return None
+        return _choice(choice, text, logprobs)
+
+    def _chunk(self, fields: JsonObject) -> bytes:
+        return self._frame({**fields, "usage": None} if self._include_usage else fields)
+
+    def _frame(self, fields: JsonObject) -> bytes:
+        return self._prefix + orjson.dumps(fields)[1:] + b"\n\n"

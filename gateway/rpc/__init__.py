@@ -1,0 +1,1 @@
+"""gRPC: the same jobs, keys and limits as over HTTP, by the contract in `headrace/v1`."""

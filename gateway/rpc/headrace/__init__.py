@@ -1,0 +1,1 @@
+"""The contract by its package's name; nothing else stands here."""

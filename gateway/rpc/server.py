@@ -1,0 +1,132 @@
+"""The gRPC server of a gateway, in its process and loop: port, limits, health, reflection, start and drain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, cast
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from common.errors import HeadraceError
+from gateway.http import MAX_HEAD_BYTES
+from gateway.parts import Parts
+from gateway.rpc.headrace.v1 import inference_pb2_grpc as rpc
+from gateway.rpc.service import NAME, InferenceService
+
+log = structlog.get_logger(__name__)
+
+LOOK_S: Final = 1.0
+# For statuses and the news of NOT_SERVING to go out, before what is still open is cut.
+LAST_WORDS_S: Final = 0.2
+# The later version says the same in the same words under another name.
+REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
+KEEPALIVE_MS: Final = 20_000
+SHORTEST_PING_MS: Final = 10_000
+IDENTITY_ONLY: Final = 1
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class RpcServer:
+    """Listens once `start` was called; `drain` begins its end, `close` waits for it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_options(parts.settings.max_body_bytes))
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready = True
+        self._service = InferenceService(parts)
+        rpc.add_InferenceServiceServicer_to_server(self._service, self._server)  # pyright: ignore[reportUnknownMemberType]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._add_reflection()
+
+    def bind(self, host: str, port: int) -> None:
+        """Takes the port. Raises OSError where it is taken."""
+        try:
+            bound = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port}") from error
+        if bound == 0:
+            raise OSError(f"cannot listen on {host}:{port}")
+
+    async def start(self) -> None:
+        """Begins to serve, and to tell by health whether the gateway is ready."""
+        await self._set(ready=await self._is_ready())
+        await self._server.start()
+        self._tasks = [asyncio.create_task(self._watch(), name="rpc health")]
+
+    def drain(self, grace_s: float) -> None:
+        """Says NOT_SERVING, takes nothing new, and lets calls end by themselves for so long."""
+        self._tasks.append(asyncio.create_task(self._leave(grace_s), name="rpc drain"))
+
+    async def close(self) -> None:
+        """Returns when the last call has ended."""
+        watch, *leaving = self._tasks
+        watch.cancel()
+        await asyncio.gather(watch, *leaving, return_exceptions=True)
+        await self._server.stop(0)
+
+    async def _leave(self, grace_s: float) -> None:
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(grace_s), name="rpc stop")
+        idle = asyncio.create_task(self._service.idle(), name="rpc idle")
+        await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        # Who watches health would stay until the grace is over.
+        await asyncio.sleep(LAST_WORDS_S)
+        await self._server.stop(None)
+        await stopping
+
+    async def _watch(self) -> None:
+        while True:
+            await self._parts.clock.sleep(LOOK_S)
+            ready = await self._is_ready()
+            if ready != self._ready:
+                await self._set(ready=ready)
+
+    async def _is_ready(self) -> bool:
+        try:
+            await self._parts.store.command("PING")
+        except HeadraceError:
+            return False
+        return True
+
+    async def _set(self, *, ready: bool) -> None:
+        self._ready = ready
+        for name in ("", NAME):
+            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+    def _add_reflection(self) -> None:
+        names = (NAME, health.SERVICE_NAME, REFLECTION_V1, reflection.SERVICE_NAME)
+        servicer = reflection.aio.ReflectionServicer(names)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._server)  # pyright: ignore[reportUnknownMemberType]
+        method = grpc.stream_stream_rpc_method_handler(
+            cast("Any", servicer).ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        handlers = grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": method})
+        self._server.add_generic_rpc_handlers((handlers,))
+
+
+def _options(most_bytes: int) -> list[tuple[str, int]]:
+    """The limits of HTTP, in gRPC's words."""
+    return [
+        # Else two gateways would share a port, and each would get some of the other's calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", most_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", MAX_HEAD_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_HEAD_BYTES),
+        # A few kilobytes can unpack to gigabytes: compressed messages are refused, as over HTTP.
+        ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

@@ -1,0 +1,466 @@
+"""Anthropic's messages API as pure functions: recorded values in, values out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from common.contracts import Chunk, JsonObject, Usage
+from common.errors import (
+    ContextTooLong,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from tests.providers.stages import backend
+from workers.providers import anthropic
+from workers.providers.base import Call
+
+USER: JsonObject = {"role": "user", "content": "Hi"}
+SAID: JsonObject = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
+FUNCTION: JsonObject = {"name": "f", "description": "d", "parameters": {"type": "object", "required": ["a"]}}
+TOOLS: list[JsonObject] = [{"type": "function", "function": FUNCTION}]
+THEIR_TOOL: JsonObject = {"name": "f", "description": "d", "input_schema": FUNCTION["parameters"]}
+
+
+def _wire(body: JsonObject, *, stream: bool = True, **options: Any) -> JsonObject:
+    where = backend("anthropic", "http://127.0.0.1:1", options=options)
+    return anthropic.to_wire(Call(where, "/v1/chat/completions", "claude", body, stream=stream, timeout_s=1))
+
+
+def _turns(*messages: JsonObject) -> list[JsonObject]:
+    return _wire({"messages": list(messages)})["messages"]
+
+
+# --- to_wire ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_request_gets_the_limit_that_the_api_insists_on() -> None:
+    bare = {"model": "claude", "messages": [SAID], "stream": False, "max_tokens": 4_096}
+    assert _wire({"messages": [USER]}, stream=False) == bare
+    assert _wire({"messages": [USER]}, max_tokens=9)["max_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("body", "wire"),
+    [
+        ({"max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, {"max_tokens": 7}),
+        ({"stop": "x"}, {"stop_sequences": ["x"]}),
+        ({"stop": ["x", "\n", ""]}, {"stop_sequences": ["x"]}),
+        ({"temperature": 0.5}, {"temperature": 0.5}),
+        ({"temperature": 1.7}, {"temperature": 1}),
+        ({"temperature": 0, "top_p": 0.5, "top_k": 3}, {"temperature": 0, "top_k": 3}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"user": "u-1"}, {"metadata": {"user_id": "u-1"}}),
+        ({"n": 1, "seed": 3, "store": True, "service_tier": "flex", "stop": None, "api_base": "http://x"}, {}),
+        ({"tools": TOOLS}, {"tools": [THEIR_TOOL]}),
+        ({"tools": TOOLS, "tool_choice": "auto"}, {"tools": [THEIR_TOOL], "tool_choice": {"type": "auto"}}),
+        ({"tools": TOOLS, "tool_choice": "none"}, {"tools": [THEIR_TOOL], "tool_choice": {"type": "none"}}),
+        ({"tools": TOOLS, "tool_choice": "required"}, {"tools": [THEIR_TOOL], "tool_choice": {"type": "any"}}),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+            {"tools": [THEIR_TOOL], "tool_choice": {"type": "tool", "name": "f"}},
+        ),
+        (
+            {"tools": TOOLS, "parallel_tool_calls": False},
+            {"tools": [THEIR_TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "g", "strict": True}}]},
+            {"tools": [{"name": "g", "input_schema": {"type": "object", "properties": {}}, "strict": True}]},
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}},
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+        ),
+        (
+            {"response_format": {"type": "json_object"}},
+            {"system": [{"type": "text", "text": "Answer with one JSON object and nothing else."}]},
+        ),
+        (
+            {"reasoning_effort": "minimal", "temperature": 0.2},
+            {"thinking": {"type": "adaptive", "display": "summarized"}, "output_config": {"effort": "low"}},
+        ),
+        ({"reasoning_effort": "none"}, {}),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 2_000}},
+            {"thinking": {"type": "enabled", "budget_tokens": 2_000}},
+        ),
+    ],
+)
+def test_each_field_has_its_own_place(body: JsonObject, wire: JsonObject) -> None:
+    bare = {"model": "claude", "messages": [SAID], "stream": True, "max_tokens": 4_096}
+    assert _wire({"messages": [USER], **body}) == {**bare, **wire}
+
+
+def test_allowed_tools_are_the_only_ones_sent() -> None:
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [TOOLS[0]]}}
+    other = {"type": "function", "function": {"name": "other"}}
+    wire = _wire({"messages": [USER], "tools": [*TOOLS, other], "tool_choice": choice})
+    assert (wire["tools"], wire["tool_choice"]) == ([THEIR_TOOL], {"type": "any"})
+
+
+@pytest.mark.parametrize(
+    ("body", "thinking", "max_tokens"),
+    [
+        ({"reasoning_effort": "low"}, {"type": "enabled", "budget_tokens": 2_048}, 4_096 + 2_048),
+        ({"reasoning_effort": "high", "max_tokens": 3_000}, {"type": "enabled", "budget_tokens": 2_999}, 3_000),
+        ({"reasoning_effort": "high", "max_tokens": 500}, None, 500),
+        ({"reasoning_effort": "none"}, None, 4_096),
+    ],
+)
+def test_older_models_get_a_budget_inside_the_callers_limit(
+    body: JsonObject, thinking: JsonObject | None, max_tokens: int
+) -> None:
+    wire = _wire({"messages": [USER], **body}, thinking="budget")
+    assert (wire.get("thinking"), wire["max_tokens"]) == (thinking, max_tokens)
+
+
+def test_no_thinking_where_the_api_would_refuse_it() -> None:
+    forced = {"messages": [USER], "tools": TOOLS, "tool_choice": "required", "reasoning_effort": "high"}
+    assert "thinking" not in _wire(forced)
+    assert "thinking" not in _wire({"messages": [USER], "reasoning_effort": "high"}, thinking="off")
+    unsigned = {"messages": [USER, *_called({}), RESULT], "reasoning_effort": "high"}
+    assert "thinking" not in _wire(unsigned)
+    signed = {"messages": [USER, *_called({"reasoning_content": "hm", "reasoning_signature": "s"}), RESULT]}
+    wire = _wire({**signed, "reasoning_effort": "high"})
+    assert wire["thinking"]["type"] == "adaptive"
+    assert wire["messages"][1]["content"][0] == {"type": "thinking", "thinking": "hm", "signature": "s"}
+
+
+def _called(more: JsonObject) -> list[JsonObject]:
+    call = {"id": "toolu_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    return [{"role": "assistant", "content": None, "tool_calls": [call], **more}]
+
+
+RESULT: JsonObject = {"role": "tool", "tool_call_id": "toolu_1", "content": "2"}
+
+
+def test_the_system_text_is_at_the_top_wherever_it_stood() -> None:
+    marked = {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}
+    wire = _wire({"messages": [{"role": "system", "content": "a"}, USER, {"role": "developer", "content": [marked]}]})
+    assert wire["system"] == [{"type": "text", "text": "a"}, marked]
+    assert wire["messages"] == [SAID]
+
+
+def test_tool_results_are_the_users_and_neighbours_of_one_role_are_one_turn() -> None:
+    turns = _turns(
+        USER, *_called({}), RESULT, {**RESULT, "tool_call_id": "toolu_2"}, {"role": "user", "content": "so?"}
+    )
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "2"}]}
+    assert turns == [
+        SAID,
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}}]},
+        {"role": "user", "content": [result, {**result, "tool_use_id": "toolu_2"}, {"type": "text", "text": "so?"}]},
+    ]
+
+
+def test_messages_that_say_nothing_are_left_out() -> None:
+    assert _turns(USER, {"role": "assistant", "content": ""}, USER) == [
+        {"role": "user", "content": SAID["content"] * 2}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "block"),
+    [
+        (
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}},
+        ),
+        (
+            {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}},
+            {"type": "image", "source": {"type": "url", "url": "https://x.example/a.png"}},
+        ),
+        (
+            {"type": "file", "file": {"file_data": "data:application/pdf;base64,QUJD", "filename": "a.pdf"}},
+            {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "QUJD"}},
+        ),
+        ({"type": "refusal", "refusal": "no"}, {"type": "text", "text": "no"}),
+    ],
+)
+def test_parts_become_blocks(part: JsonObject, block: JsonObject) -> None:
+    assert _turns({"role": "user", "content": [part]}) == [{"role": "user", "content": [block]}]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0]"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom"}}, "tool_choice"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x"}}]}]},
+            "messages[0].content.image_url",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "QQ=="}}]}]},
+            "messages[0].content",
+        ),
+        (
+            {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+            "messages[0].tool_calls",
+        ),
+    ],
+)
+def test_what_it_cannot_do_is_refused_by_name(body: JsonObject, param: str) -> None:
+    with pytest.raises(UpstreamRefused) as caught:
+        _wire({"messages": [USER], **body})
+    assert caught.value.failure.param == param
+
+
+def test_the_public_request_stays_as_it_was() -> None:
+    body = {"messages": [USER, *_called({}), RESULT, USER], "tools": TOOLS, "reasoning_effort": "low"}
+    before = orjson.dumps(body)
+    _wire(body)
+    assert orjson.dumps(body) == before
+
+
+def test_a_backend_can_drop_fields_that_its_models_do_not_take() -> None:
+    assert "temperature" not in _wire({"messages": [USER], "temperature": 0.5}, drop=["temperature"])
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+def _start(index: int, **block: Any) -> JsonObject:
+    return {"type": "content_block_start", "index": index, "content_block": block}
+
+
+def _more(index: int, **delta: Any) -> JsonObject:
+    return {"type": "content_block_delta", "index": index, "delta": delta}
+
+
+def _stop(index: int) -> JsonObject:
+    return {"type": "content_block_stop", "index": index}
+
+
+def _end(reason: str | None = "end_turn", **usage: int) -> list[JsonObject]:
+    delta = {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": usage or {"output_tokens": 2}}
+    return [delta, {"type": "message_stop"}]
+
+
+BEGIN: JsonObject = {"type": "message_start", "message": {"usage": {"input_tokens": 3, "output_tokens": 1}}}
+
+
+def _deltas(*events: JsonObject) -> list[JsonObject]:
+    return [choice["delta"] for chunk in _chunks(*events) for choice in chunk.choices]
+
+
+def _chunks(*events: JsonObject) -> list[Chunk]:
+    progress = anthropic.Progress()
+    return [chunk for event in events if (chunk := progress.next(event)) is not None]
+
+
+def test_tool_calls_are_numbered_apart_from_other_blocks() -> None:
+    deltas = _deltas(
+        BEGIN,
+        _start(0, type="text", text=""),
+        _more(0, type="text_delta", text="Let me see."),
+        _stop(0),
+        _start(1, type="tool_use", id="toolu_1", name="f", input={}),
+        _more(1, type="input_json_delta", partial_json=""),
+        _more(1, type="input_json_delta", partial_json='{"a"'),
+        _more(1, type="input_json_delta", partial_json=": 1}"),
+        _stop(1),
+        _start(2, type="server_tool_use", id="srvtoolu_1", name="web_search", input={}),
+        _more(2, type="input_json_delta", partial_json='{"query": 1}'),
+        _stop(2),
+        _start(3, type="tool_use", id="toolu_2", name="g", input={}),
+        _stop(3),
+        *_end("tool_use"),
+    )
+    assert deltas == [
+        {"role": "assistant", "content": "Let me see."},
+        {"tool_calls": [_called_delta(0, "toolu_1", "f")]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+        {"tool_calls": [_called_delta(1, "toolu_2", "g")]},
+        {"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]},  # no text at all would be no JSON
+        {},
+    ]
+
+
+def _called_delta(index: int, call_id: str, name: str) -> JsonObject:
+    return {"index": index, "id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+
+
+def test_thoughts_are_reasoning_and_their_signature_comes_with_their_end() -> None:
+    thought = [
+        _start(0, type="thinking", thinking="", signature=""),
+        _more(0, type="thinking_delta", thinking="hm"),
+        _more(0, type="signature_delta", signature="sig"),
+        _stop(0),
+    ]
+    answer = [_start(1, type="text", text=""), _more(1, type="text_delta", text="a"), _stop(1), *_end()]
+    assert _deltas(BEGIN, *thought, *answer) == [
+        {"role": "assistant", "reasoning_content": "hm"},
+        {"reasoning_signature": "sig"},
+        {"content": "a"},
+        {},
+    ]
+
+
+def test_the_signature_of_one_of_several_thoughts_is_taken_back() -> None:
+    progress = anthropic.Progress()
+    signed = [
+        {**progress.begun(n, {"type": "thinking", "thinking": "a", "signature": "s"}), **progress.signed(n)}
+        for n in (0, 1)
+    ]
+    assert [delta["reasoning_signature"] for delta in signed] == ["s", ""]
+    body = [{"type": "thinking", "thinking": name, "signature": name} for name in "ab"]
+    whole = anthropic.from_body({"content": body, "stop_reason": "end_turn"})
+    delta = whole.choices[0]["delta"]
+    assert (delta["reasoning_content"], delta["reasoning_signature"]) == ("ab", "")
+
+
+@pytest.mark.parametrize(
+    ("told", "ours"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("pause_turn", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("refusal", "content_filter"),
+        ("a new one", "stop"),
+    ],
+)
+def test_each_end_has_a_finish_reason(told: str, ours: str) -> None:
+    assert _chunks(BEGIN, *_end(told))[-1].choices[0]["finish_reason"] == ours
+    assert anthropic.from_body({"content": [], "stop_reason": told}).choices[0]["finish_reason"] == ours
+
+
+def test_the_stop_sequence_that_was_met_goes_on() -> None:
+    delta = {"stop_reason": "stop_sequence", "stop_sequence": "END"}
+    events = [BEGIN, {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 2}}, {"type": "message_stop"}]
+    assert _chunks(*events)[-1].choices[0]["stop_reason"] == "END"
+    assert anthropic.from_body({"content": [], **delta}).choices[0]["stop_reason"] == "END"
+    assert "stop_reason" not in anthropic.from_body({"content": [], "stop_reason": "end_turn"}).choices[0]
+
+
+def test_usage_is_cumulative_and_counts_what_the_cache_held() -> None:
+    begin = {"input_tokens": 3, "cache_creation_input_tokens": 10, "cache_read_input_tokens": 100, "output_tokens": 1}
+    events = [{"type": "message_start", "message": {"usage": begin}}, *_end(output_tokens=7)]
+    details = {"prompt_tokens_details": {"cached_tokens": 100, "cache_write_tokens": 10}}
+    assert _chunks(*events)[-1].usage == Usage(113, 7, details)
+
+
+@pytest.mark.parametrize(
+    ("told", "usage"),
+    [
+        ({"input_tokens": 3, "output_tokens": 2}, Usage(3, 2)),
+        ({"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": None}, Usage(3, 2)),
+        (
+            {"input_tokens": 3, "output_tokens": 9, "output_tokens_details": {"thinking_tokens": 5}},
+            Usage(3, 9, {"completion_tokens_details": {"reasoning_tokens": 5}}),
+        ),
+        ({"output_tokens": 2}, None),
+        ({"input_tokens": -3, "output_tokens": 2}, None),
+        ({"input_tokens": "3", "output_tokens": 2}, None),
+        (None, None),
+    ],
+)
+def test_usage_that_cannot_be_is_none(told: Any, usage: Usage | None) -> None:
+    assert anthropic.to_usage(told) == usage
+
+
+def test_a_whole_answer_becomes_one_chunk() -> None:
+    event = {
+        "type": "message",
+        "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "text", "text": "a"},
+            {"type": "text", "text": "b"},
+            {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": [1]}},
+            {"type": "tool_use", "id": "toolu_2", "name": "g", "input": {}},
+            {"type": "web_search_tool_result", "content": []},
+        ],
+        "stop_reason": "tool_use",
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    }
+    first, second = _called_delta(0, "toolu_1", "f"), _called_delta(1, "toolu_2", "g")
+    first["function"]["arguments"], second["function"]["arguments"] = '{"a":[1]}', "{}"
+    delta = {"role": "assistant", "reasoning_content": "hm", "reasoning_signature": "s", "content": "ab"}
+    choice = {"index": 0, "delta": {**delta, "tool_calls": [first, second]}, "finish_reason": "tool_calls"}
+    assert anthropic.from_body(event) == Chunk([choice], Usage(3, 2))
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [{"type": "message_start"}],
+        [{"type": "message_delta", "delta": "x"}],
+        [{"type": "content_block_start", "index": 0}],
+        [{"type": "content_block_delta", "index": 0, "delta": None}],
+        [_more(0, type="text_delta", text=5)],
+        [_more(0, type="thinking_delta")],
+        [_start(0, type="tool_use"), _more(0, type="input_json_delta", partial_json={})],
+        [{"type": "message_stop"}],
+        _end(None),
+    ],
+)
+def test_an_event_that_is_none_breaks_the_protocol(events: list[JsonObject]) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        _chunks(*events)
+
+
+@pytest.mark.parametrize("body", [{"content": "a"}, {"content": []}, {"content": [5], "stop_reason": "end_turn"}, {}])
+def test_a_whole_answer_that_is_none_breaks_the_protocol(body: JsonObject) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        anthropic.from_body(body)
+
+
+def test_events_of_a_kind_not_known_yet_say_nothing() -> None:
+    assert _chunks({"type": "ping"}, {"type": "news"}, {}, _more(0, type="citations_delta", citation={})) == []
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message", "error"),
+    [
+        (400, "invalid_request_error", "messages: at least one message is required", UpstreamRefused),
+        (400, "invalid_request_error", "prompt is too long: 208310 tokens > 200000 maximum", ContextTooLong),
+        (400, "invalid_request_error", "input length and `max_tokens` exceed context limit: 1 + 2 > 2", ContextTooLong),
+        (
+            400,
+            "invalid_request_error",
+            "Your credit balance is too low to access the Anthropic API.",
+            UpstreamCredentials,
+        ),
+        (401, "authentication_error", "invalid x-api-key", UpstreamCredentials),
+        (403, "permission_error", "no", UpstreamCredentials),
+        (404, "not_found_error", "model: x", UpstreamRefused),
+        (413, "request_too_large", "Request exceeds the maximum size", UpstreamRefused),
+        (429, "rate_limit_error", "slow down", UpstreamBusy),
+        (500, "api_error", "Internal server error", UpstreamError),
+        (504, "timeout_error", "no", UpstreamTimeout),
+        (529, "overloaded_error", "Overloaded", UpstreamBusy),
+    ],
+)
+def test_the_status_decides_the_error(status: int, kind: str, message: str, error: type[UpstreamError]) -> None:
+    told = {"type": kind, "message": message}
+    body = orjson.dumps({"type": "error", "error": told, "request_id": "req_1"})
+    assert type(anthropic.to_error(status, body, {})) is error
+    if error is not UpstreamCredentials or status != 400:  # in a stream the name says what the status would
+        assert type(anthropic.to_event_error(told)) is error
+
+
+def test_an_error_without_a_name_is_the_servers_own() -> None:
+    assert type(anthropic.to_event_error("it broke")) is UpstreamError

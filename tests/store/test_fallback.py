@@ -1,0 +1,144 @@
+"""Fallbacks of a worker over a real store: who is asked instead, what that costs the budget, and when nobody is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.contracts import Priority
+from common.errors import (
+    ContentFiltered,
+    ContextTooLong,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from tests.store.test_attempts import failing, rigs
+from tests.support.redis_server import RedisServer
+from workers.lanes import Lanes
+
+pytestmark = pytest.mark.either_server
+
+
+def at(*backends: str, **fallback: str) -> dict[str, Any]:
+    return {"targets": [{"backend": name, "model": "m"} for name in backends], "fallback": fallback}
+
+
+BACKENDS = [{"name": name, "kind": "echo"} for name in "abc"] + [{"name": "far", "kind": "echo", "pool": "far"}]
+ALL = {"context_length_exceeded": "other", "rate_limit": "other", "unavailable": "other"}
+MODELS = {
+    "chain": at("a", "b", **ALL),
+    "only": at("a"),
+    "other": at("c"),
+    "steps": at("a", context_length_exceeded="second"),
+    "second": at("b", context_length_exceeded="third"),
+    "third": at("c", context_length_exceeded="steps"),
+    "distant": at("a", context_length_exceeded="far"),
+    "far": at("far"),
+}
+SETUP: dict[str, Any] = {"backends": BACKENDS, "models": MODELS, "breaker_failures": 10_000}
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (ContextTooLong(), ["a", "c"]),
+        (UpstreamBusy(), ["a", "b", "c"]),
+        (UpstreamTimeout(), ["a", "b", "c"]),
+        (UpstreamCredentials(), ["a", "b", "c"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, UpstreamError) else None,
+)
+async def test_when_the_targets_are_used_up_the_fallback_for_that_kind_answers(
+    error: UpstreamError, asked: list[str], redis_server: RedisServer
+) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = rig.provider.does["b"] = failing(error)
+        assert await rig.answer() == "from c"
+        assert rig.provider.called == asked
+        assert [call.public_model for call in rig.provider.calls] == ["chain"] * (len(asked) - 1) + ["other"]
+
+
+@pytest.mark.parametrize("error", [ContentFiltered(), UpstreamRefused()])
+async def test_a_refusal_of_the_request_itself_is_nobody_elses(error: UpstreamError, redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = failing(error)
+        missed = await rig.misses()
+        assert (missed.failure.code, missed.missed.may_recur) == (error.code, False)
+        assert rig.provider.called == ["a"]
+
+
+async def test_an_answer_that_was_seen_goes_on_nowhere_else(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = failing(ContextTooLong())
+        missed = await rig.misses(moves_on=False)
+        assert (missed.failure.code, rig.provider.called) == ("context_length_exceeded", ["a"])
+
+
+async def test_embeddings_of_another_model_are_never_made_instead(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = rig.provider.does["b"] = failing(UpstreamBusy())
+        missed = await rig.misses(endpoint="/v1/embeddings")
+        assert (missed.failure.code, rig.provider.called) == ("upstream_busy", ["a", "b"])
+
+
+async def test_fallbacks_follow_one_another_and_go_in_no_circle(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        for name in "ab":
+            rig.provider.does[name] = failing(ContextTooLong())
+        assert await rig.answer("steps") == "from c"
+        rig.provider.does["c"] = failing(ContextTooLong())
+        rig.provider.calls.clear()
+        missed = await rig.misses("steps")
+        assert (missed.failure.code, missed.missed.may_recur) == ("context_length_exceeded", False)
+        assert rig.provider.called == ["a", "b", "c"]
+
+
+async def test_a_fallback_that_no_worker_of_this_pool_reaches_leaves_the_refusal_as_it_is(
+    redis_server: RedisServer,
+) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = failing(ContextTooLong())
+        missed = await rig.misses("distant")
+        assert (missed.failure.code, missed.missed.may_recur) == ("context_length_exceeded", False)
+        assert rig.provider.called == ["a"]
+
+
+async def test_where_the_longer_model_is_only_away_the_job_comes_back(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = failing(ContextTooLong())
+        rig.provider.does["c"] = failing(UpstreamUnreachable())
+        missed = await rig.misses()
+        assert (missed.failure.code, missed.missed.may_recur) == ("upstream_unreachable", True)
+        assert missed.backend == "c"
+
+
+async def test_a_length_that_was_refused_costs_no_budget_and_a_failure_does(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", retry_budget=0, **SETUP) as (rig,):
+        rig.provider.does["a"] = failing(ContextTooLong())
+        for _ in range(30):
+            assert await rig.answer() == "from c"
+        assert rig.value("retries_total", result="next") == 0
+        rig.provider.does["a"] = failing(UpstreamUnreachable())
+        rig.provider.calls.clear()
+        await rig.misses()
+        assert rig.provider.called == ["a"]
+
+
+async def test_lower_classes_go_on_where_a_fallback_takes_calls(redis_server: RedisServer) -> None:
+    fragile: dict[str, Any] = {**SETUP, "breaker_failures": 1}
+    async with rigs(redis_server, "w", **fragile) as (rig,):
+        lanes = Lanes(rig.attempts._settings, "default", rig.fleet)
+        assert {f"{Priority.BATCH.value}:{name}" for name in ("chain", "only")} <= set(lanes())
+        for name in "ab":
+            rig.provider.does[name] = failing(UpstreamUnreachable())
+        assert await rig.answer() == "from c"
+        await rig.told()
+        assert f"{Priority.BATCH.value}:chain" in lanes()
+        assert f"{Priority.BATCH.value}:only" not in lanes()
+        caps = {name: cap.most for cap in lanes.caps() for name in cap.lanes}
+        assert caps[f"{Priority.BATCH.value}:chain"] == caps[f"{Priority.BATCH.value}:other"] > 1

@@ -1,0 +1,349 @@
+"""Anthropic's request for a message: what the chat completion of it holds, and what is refused and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.contracts import Failure, JsonObject
+from common.errors import BadRequest
+from gateway.dialects.anthropic_request import parse_count, parse_message
+
+HELLO: JsonObject = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
+TOOL: JsonObject = {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {"url": {}}}}
+PIXEL: JsonObject = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+PIXEL_PART: JsonObject = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+
+
+def body(**more: Any) -> JsonObject:
+    return parse_message(orjson.dumps({**HELLO, **more})).body
+
+
+def said(*messages: tuple[str, Any]) -> list[JsonObject]:
+    """The completion's messages for these (role, content)."""
+    return body(messages=[{"role": role, "content": content} for role, content in messages])["messages"]
+
+
+def refused(**more: Any) -> Failure:
+    with pytest.raises(BadRequest) as caught:
+        parse_message(orjson.dumps({**HELLO, **more}))
+    return caught.value.failure
+
+
+def text(words: str, **more: Any) -> JsonObject:
+    return {"type": "text", "text": words, **more}
+
+
+def result(**more: Any) -> JsonObject:
+    return {"type": "tool_result", "tool_use_id": "t1", **more}
+
+
+def use(number: int = 1, **given: Any) -> JsonObject:
+    return {"type": "tool_use", "id": f"t{number}", "name": "f", "input": given}
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_request_is_the_completion_of_the_same_words() -> None:
+    request = parse_message(orjson.dumps(HELLO))
+    assert request.body == HELLO
+    assert (request.model, request.stream, request.answer_limit) == ("m", False, 100)
+    assert (request.dialect, request.asked) == ("anthropic", {})
+
+
+def test_options_have_their_names_in_the_completion() -> None:
+    found = body(
+        stream=True,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        stop_sequences=["END"],
+        metadata={"user_id": "u-1"},
+        system="Be brief.",
+    )
+    assert found == {
+        **{"model": "m", "max_tokens": 100, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "stop": ["END"]},
+        "user": "u-1",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}],
+    }
+
+
+def test_what_only_its_own_service_could_do_with_is_dropped_and_the_rest_passed_on() -> None:
+    thrift = {"cache_control": {"type": "ephemeral"}, "service_tier": "auto", "inference_geo": None, "speed": "fast"}
+    found = body(**thrift, container=None, mcp_servers=[], context_management={}, min_p=0.1)
+    assert found == {**HELLO, "min_p": 0.1}
+
+
+def test_marks_for_a_cache_do_not_reach_the_completion() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    found = body(
+        system=[text("a", **mark)],
+        messages=[{"role": "user", "content": [text("b", **mark), {**PIXEL, **mark}]}],
+        tools=[{**TOOL, **mark}],
+    )
+    assert "cache_control" not in orjson.dumps(found).decode()
+
+
+def test_what_the_answer_depends_on_goes_with_the_job() -> None:
+    def asked(**more: Any) -> JsonObject:
+        return parse_message(orjson.dumps({**HELLO, **more})).asked
+
+    assert asked(stop_sequences=["a", "b"]) == {"stop_sequences": ["a", "b"]}
+    assert asked(thinking={"type": "disabled"}) == {"hide_thinking": True}
+    assert asked(thinking={"type": "adaptive", "display": "omitted"}) == {"hide_thinking": True}
+    assert asked(thinking={"type": "enabled", "budget_tokens": 2048}) == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "effort"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 8000}}, "medium"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 32000}}, "high"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}, "output_config": {"effort": "high"}}, "high"),
+        ({"output_config": {"effort": "max"}}, "xhigh"),
+        ({"thinking": {"type": "adaptive"}}, None),
+        ({"thinking": {"type": "disabled"}}, None),
+    ],
+)
+def test_thinking_asked_for_is_an_effort(more: JsonObject, effort: str | None) -> None:
+    found = body(**more)
+    assert found.get("reasoning_effort") == effort
+    assert found.get("thinking") == more.get("thinking")
+
+
+def test_a_schema_for_the_answer_is_a_response_format() -> None:
+    schema = {"type": "object", "properties": {"headers": {"type": "string"}}}
+    found = body(output_config={"format": {"type": "json_schema", "schema": schema}})
+    named = {"name": "answer", "strict": True, "schema": schema}
+    assert found["response_format"] == {"type": "json_schema", "json_schema": named}
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_parts_and_one_text_alone_is_a_text() -> None:
+    assert said(("user", [text("a")])) == [{"role": "user", "content": "a"}]
+    assert said(("user", [text("a"), text(""), text("b")])) == [{"role": "user", "content": [text("a"), text("b")]}]
+    two = [text("a"), text("b")]
+    assert body(system=two)["messages"][0] == {"role": "system", "content": two}
+    assert body(system=[])["messages"] == HELLO["messages"]
+
+
+def test_pictures_go_on_as_they_are_given() -> None:
+    far = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
+    (message,) = said(("user", [text("what?"), PIXEL, far]))
+    address = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    assert message["content"] == [text("what?"), PIXEL_PART, address]
+
+
+def test_documents_are_files_or_texts() -> None:
+    pdf = {"type": "document", "title": "t.pdf", "source": {**PIXEL["source"], "media_type": "application/pdf"}}
+    plain = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "words"}}
+    nested = {"type": "document", "source": {"type": "content", "content": [text("in"), PIXEL]}}
+    (message,) = said(("user", [pdf, plain, nested]))
+    file = {"filename": "t.pdf", "file_data": "data:application/pdf;base64,aGk="}
+    assert message["content"] == [{"type": "file", "file": file}, text("words"), text("in"), PIXEL_PART]
+
+
+def test_a_conversation_with_tools_keeps_its_order() -> None:
+    found = said(
+        ("user", "weather?"),
+        ("assistant", [text("Let me see."), use(1, city="東京"), use(2)]),
+        (
+            "user",
+            [result(content="sunny"), {**result(content=[text("a"), text("b")]), "tool_use_id": "t2"}, text("so?")],
+        ),
+        ("assistant", [text("Sunny.")]),
+        ("system", "Be brief."),
+        ("user", "thanks"),
+    )
+    arguments = [call["function"]["arguments"] for call in found[1]["tool_calls"]]
+    assert [orjson.loads(one) for one in arguments] == [{"city": "東京"}, {}]
+    assert [call["id"] for call in found[1]["tool_calls"]] == ["t1", "t2"]
+    assert found[1]["content"] == "Let me see."
+    assert found[2:] == [
+        {"role": "tool", "tool_call_id": "t1", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "t2", "content": [text("a"), text("b")]},
+        {"role": "user", "content": "so?"},
+        {"role": "assistant", "content": "Sunny."},
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "thanks"},
+    ]
+
+
+def test_a_tools_result_may_be_empty_and_its_pictures_follow_it() -> None:
+    found = said(("user", "x"), ("assistant", [use()]), ("user", [result(is_error=True)]))
+    assert found[2:] == [{"role": "tool", "tool_call_id": "t1", "content": ""}]
+    found = said(
+        ("user", "x"), ("assistant", [use()]), ("user", [result(content=[text("seen"), PIXEL]), text("well?")])
+    )
+    assert found[2:] == [
+        {"role": "tool", "tool_call_id": "t1", "content": "seen"},
+        {"role": "user", "content": [PIXEL_PART, text("well?")]},
+    ]
+
+
+def test_thoughts_go_back_with_the_calls_they_led_to_only() -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    gone = {"type": "redacted_thinking", "data": "x"}
+    called, plain, *rest = said(
+        ("assistant", [thought, use()]), ("assistant", [thought, gone, text("a")]), ("assistant", [gone]), ("user", "x")
+    )
+    assert (called["reasoning_content"], called["reasoning_signature"]) == ("hm", "s")
+    assert plain == {"role": "assistant", "content": "a"}
+    assert rest == [{"role": "user", "content": "x"}]
+    (two, _) = said(("assistant", [thought, thought, use()]), ("user", "x"))
+    assert two["reasoning_content"] == "hmhm" and "reasoning_signature" not in two
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e15, 1e15) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(words, min_size=1, max_size=4), words, st.dictionaries(words, values, max_size=4))
+def test_text_and_input_of_tools_arrive_as_they_were(texts: list[str], system: str, given_input: JsonObject) -> None:
+    blocks = [text(one) for one in texts]
+    call = {"type": "tool_use", "id": "t1", "name": "f", "input": given_input}
+    history = [{"role": "user", "content": blocks}, {"role": "assistant", "content": [*blocks, call]}]
+    answered = {"role": "user", "content": [result(content=system)]}
+    found = body(system=system, messages=[*history, answered])["messages"]
+    content = texts[0] if len(texts) == 1 else blocks
+    assert found[0] == {"role": "system", "content": system}
+    assert found[1]["content"] == found[2]["content"] == content
+    assert orjson.loads(found[2]["tool_calls"][0]["function"]["arguments"]) == given_input
+    assert found[3]["content"] == system
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_tools_are_functions() -> None:
+    found = body(tools=[{**TOOL, "type": "custom", "strict": True, "defer_loading": False}])
+    function = {"name": "f", "description": "d", "parameters": TOOL["input_schema"], "strict": True}
+    assert found["tools"] == [{"type": "function", "function": function}]
+
+
+@pytest.mark.parametrize(
+    ("choice", "completion"),
+    [
+        ({"type": "auto"}, {"tool_choice": "auto"}),
+        ({"type": "any"}, {"tool_choice": "required"}),
+        ({"type": "none"}, {"tool_choice": "none"}),
+        ({"type": "tool", "name": "f"}, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        ({"type": "auto", "disable_parallel_tool_use": True}, {"tool_choice": "auto", "parallel_tool_calls": False}),
+    ],
+)
+def test_how_tools_may_be_used_is_said_in_the_completions_words(choice: JsonObject, completion: JsonObject) -> None:
+    found = body(tools=[TOOL], tool_choice=choice)
+    assert {name: found[name] for name in found if name in ("tool_choice", "parallel_tool_calls")} == completion
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def user(*blocks: Any) -> JsonObject:
+    return {"messages": [{"role": "user", "content": [*blocks]}]}
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": 1.5}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"stop_sequences": ["a"] * 5}, "stop_sequences"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
+        (user(), "messages[0].content"),
+        (user(text("")), "messages[0].content"),
+        (user({"type": "text"}), "messages[0].content[0].text"),
+        (user({"type": "image"}), "messages[0].content[0].source"),
+        (user({"type": "web_search_tool_result"}), "messages[0].content[0].type"),
+        (user({"type": "tool_use", "id": "a", "name": "f", "input": {}}), "messages[0].content[0].type"),
+        (
+            user({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1/x"}}),
+            "messages[0].content[0].source.url",
+        ),
+        (user({"type": "image", "source": {"type": "file", "file_id": "f"}}), "messages[0].content[0].source.type"),
+        (
+            user({"type": "image", "source": {"type": "base64", "data": "x"}}),
+            "messages[0].content[0].source.media_type",
+        ),
+        (
+            user({"type": "document", "source": {"type": "url", "url": "https://x/y"}}),
+            "messages[0].content[0].source.type",
+        ),
+        (
+            user(
+                {
+                    "type": "document",
+                    "source": {
+                        "type": "content",
+                        "content": [{"type": "image", "source": {"type": "url", "url": "file:///etc"}}],
+                    },
+                }
+            ),
+            "messages[0].content[0].source.content[0].source.url",
+        ),
+        (user({"type": "tool_result", "content": "x"}), "messages[0].content[0].tool_use_id"),
+        (user(result(content=[{"type": "image"}])), "messages[0].content[0].content[0].source"),
+        ({"messages": [{"role": "assistant", "content": [PIXEL]}]}, "messages[0].content[0].type"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f"}]}]},
+            "messages[0].content[0].input",
+        ),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+        ({"tools": [{**TOOL, "input_schema": {"description": "x" * 20_000}}]}, "tools[0].input_schema"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name"),
+        ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
+        ({"container": "c1"}, "container"),
+        ({"n": 2}, "n"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"base_url": "https://elsewhere"}, "base_url"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"description": "x" * 20_000}}}},
+            "output_config.format.schema",
+        ),
+    ],
+)
+def test_a_fault_is_named_as_it_stands_in_the_request(more: JsonObject, param: str) -> None:
+    failure = refused(**more)
+    assert failure.param == param
+    assert failure.message.startswith(f"{param}: ")
+
+
+def test_a_limit_on_tokens_is_required_for_a_message_but_not_for_a_count() -> None:
+    without = orjson.dumps({name: value for name, value in HELLO.items() if name != "max_tokens"})
+    with pytest.raises(BadRequest, match="max_tokens: this field is required"):
+        parse_message(without)
+    assert parse_count(without).prompt_tokens > 0
+
+
+def test_input_of_a_tool_may_bear_names_that_a_request_may_not() -> None:
+    (message, _) = said(("assistant", [use(headers={"authorization": "x"}, base_url="y")]), ("user", "go on"))
+    assert orjson.loads(message["tool_calls"][0]["function"]["arguments"])["base_url"] == "y"
+
+
+def test_a_count_grows_with_system_tools_and_pictures() -> None:
+    def count(**more: Any) -> int:
+        return parse_count(orjson.dumps({"model": "m", "messages": HELLO["messages"], **more})).prompt_tokens
+
+    plain = count()
+    assert count(system="word " * 100) >= plain + 100
+    assert count(tools=[TOOL]) > plain
+    assert count(**user(text("hello"), PIXEL)) > plain + 100

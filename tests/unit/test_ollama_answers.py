@@ -1,0 +1,235 @@
+"""Ollama's answers as they go out: lines, whole answers, vectors, models, errors."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import replace
+from struct import pack
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.contracts import Failure, Job, JsonObject, Outcome, Position, State, Usage
+from common.errors import UpstreamProtocolError
+from common.queue import Place
+from gateway.dialects import ollama, ollama_answers
+from gateway.dialects.ollama import known_name
+from gateway.dialects.surfaces import surface_of
+from gateway.errors import answer
+
+KNOWN = frozenset({"m", "tagged:latest", "org/m:8b"})
+CREATED_S = 1_795_261_578
+CREATED = "2026-11-21T11:46:18Z"
+LAST = Position(1, 9)
+
+
+def job(dialect: str = ollama.CHAT, *, model: str = "m", **asked: Any) -> Job:
+    return Job("job_p_" + "0" * 32, "p", "t", "/v1/chat/completions", model, {}, dialect=dialect, asked=asked)
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+OUTCOME = Outcome(
+    State.SUCCEEDED,
+    "stop",
+    Usage(3, 5),
+    timings_ms={"queued": 10, "first_token": 30, "total": 100},
+)
+DURATIONS = {
+    "total_duration": 100_000_000,
+    "load_duration": 10_000_000,
+    "prompt_eval_duration": 20_000_000,
+    "eval_duration": 70_000_000,
+}
+
+
+def events(*deltas: JsonObject, reason: str | None = "stop") -> list[bytes]:
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    ends = [{"index": 0, "delta": {}, "finish_reason": reason}] if reason else []
+    return [orjson.dumps({"choices": [choice]}) for choice in [*choices, *ends]]
+
+
+def lines(raw: bytes) -> list[JsonObject]:
+    assert not raw or raw.endswith(b"\n")
+    return [orjson.loads(line) for line in raw.split(b"\n")[:-1]]
+
+
+def streamed(given: Job, *said: bytes, outcome: Outcome = OUTCOME) -> list[JsonObject]:
+    shape = surface_of(given).shape(given, CREATED_S)
+    return lines(shape.opening() + shape.events(LAST, said) + shape.end(LAST, outcome, resumed=False))
+
+
+def test_a_stream_is_a_line_for_each_piece_and_one_for_the_end() -> None:
+    given = events({"role": "assistant", "content": "a"}, {"reasoning_content": "t"}, {"content": ""}, {"refusal": "r"})
+    head = {"model": "m", "created_at": CREATED}
+
+    def message(**said: Any) -> JsonObject:
+        return {**head, "message": {"role": "assistant", "content": "", **said}, "done": False}
+
+    last = {"done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 5, **DURATIONS}
+    assert streamed(job(), *given) == [
+        message(content="a"),
+        message(thinking="t"),
+        message(content="r"),
+        {**message(), **last},
+    ]
+    assert streamed(job(dialect=ollama.GENERATE), *given) == [
+        {**head, "response": "a", "done": False},
+        {**head, "response": "", "thinking": "t", "done": False},
+        {**head, "response": "r", "done": False},
+        {**head, "response": "", **last},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [("stop", "stop"), ("length", "length"), ("tool_calls", "stop"), (None, "stop"), ("content_filter",) * 2],
+)
+def test_the_end_says_why(reason: str | None, shown: str) -> None:
+    outcome = Outcome(State.SUCCEEDED, reason, None, timings_ms={"queued": 0, "total": 1})
+    (last,) = streamed(job(), outcome=outcome)
+    assert last["done_reason"] == shown
+    assert "eval_count" not in last and "prompt_eval_count" not in last
+
+
+@pytest.mark.parametrize(
+    ("timings", "expected"),
+    [
+        ({"queued": 10, "first_token": 30, "total": 100}, DURATIONS),
+        ({"queued": 10, "total": 100}, {**DURATIONS, "prompt_eval_duration": None, "eval_duration": 90_000_000}),
+        (
+            {"queued": 10, "first_token": 100, "total": 100},
+            {**DURATIONS, "prompt_eval_duration": None, "eval_duration": 90_000_000},
+        ),
+        (
+            {"queued": 5, "total": 5},
+            {"total_duration": 5_000_000, "load_duration": 5_000_000, "eval_duration": 1_000_000},
+        ),
+    ],
+)
+def test_durations_are_nanoseconds_that_can_be_divided_by(timings: dict[str, int], expected: JsonObject) -> None:
+    found = ollama_answers.durations(Outcome(State.SUCCEEDED, timings_ms=timings))
+    assert found == {name: value for name, value in expected.items() if value is not None}
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9)), min_size=1, max_size=3), st.integers(1, 7))
+def test_tool_calls_in_pieces_go_out_whole_once(arguments: list[JsonObject], size: int) -> None:
+    pieces: list[JsonObject] = []
+    for index, one in enumerate(arguments):
+        function = {"name": f"f{index}", "arguments": ""}
+        pieces.append({"tool_calls": [{"index": index, "id": f"c{index}", "type": "function", "function": function}]})
+        text = orjson.dumps(one).decode()
+        pieces += [
+            {"tool_calls": [{"index": index, "function": {"arguments": text[start : start + size]}}]}
+            for start in range(0, len(text), size)
+        ]
+    expected = [
+        {"id": f"c{index}", "function": {"index": index, "name": f"f{index}", "arguments": one}}
+        for index, one in enumerate(arguments)
+    ]
+    for reason in ("tool_calls", None):
+        first, last = streamed(job(), *events(*pieces, reason=reason))
+        assert first["message"]["tool_calls"] == expected and not first["done"]
+        assert "tool_calls" not in last["message"]
+
+
+@pytest.mark.parametrize("text", ['{"a":', "[1]", "null", "x"])
+def test_arguments_that_are_no_object_are_the_models_fault(text: str) -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": text}}
+    with pytest.raises(UpstreamProtocolError):
+        streamed(job(), *events({"tool_calls": [call]}))
+
+
+@given(st.lists(st.text(max_size=6), max_size=6), st.lists(st.text(max_size=6), max_size=6))
+def test_a_stream_and_a_whole_answer_say_the_same(texts: list[str], thoughts: list[str]) -> None:
+    deltas: list[JsonObject] = [{"reasoning_content": text} for text in thoughts]
+    deltas += [{"content": text} for text in texts]
+    message = {"role": "assistant", "content": "".join(texts), "reasoning_content": "".join(thoughts)}
+    result = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": Usage(3, 5).to_openai(),
+    }
+    for asked in (dict[str, Any](), {"think": False}):
+        given = replace(job(), asked=asked)
+        said = streamed(given, *events(*deltas))
+        whole = orjson.loads(surface_of(given).whole(given, CREATED_S, orjson.dumps(result)))
+        joined = "".join(line["message"].get("thinking", "") for line in said)
+        assert whole["message"].get("thinking", "") == joined == ("" if asked else "".join(thoughts))
+        assert whole["message"]["content"] == "".join(line["message"]["content"] for line in said) == "".join(texts)
+        assert ollama_answers.timed(orjson.dumps(whole), OUTCOME) == orjson.dumps({**whole, **DURATIONS})
+
+
+def test_nothing_goes_out_that_clients_would_take_for_a_piece() -> None:
+    shape = surface_of(job()).shape(job(), CREATED_S)
+    assert shape.opening() + shape.keep_alive() + shape.waiting(Place(State.QUEUED, 3, 500)) == b""
+    assert lines(shape.failed(None, Failure("upstream_error", "It failed."))) == [{"error": "It failed."}]
+
+
+def test_an_answer_that_begins_anew_forgets_half_a_tool_call() -> None:
+    shape = surface_of(job()).shape(job(), CREATED_S)
+    half = {"index": 0, "id": "old", "function": {"name": "f", "arguments": '{"a'}}
+    assert shape.events(LAST, events({"tool_calls": [half]}, reason=None)) == b""
+    (word,) = lines(shape.anew(Position(2, 0)))
+    assert word["headrace"] == {"event": "reset"} and not word["done"] and not word["message"]["content"]
+    whole = {"index": 0, "id": "new", "function": {"name": "g", "arguments": "{}"}}
+    (called,) = lines(shape.events(LAST, events({"tool_calls": [whole]})))
+    assert [call["id"] for call in called["message"]["tool_calls"]] == ["new"]
+
+
+# --- names, vectors and refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "answers", "shown"),
+    [
+        ("m:latest", "m", "m:latest"),
+        (None, "m", "m"),
+        ("tagged", "tagged:latest", "tagged"),
+        ("auto:latest", "small", "small"),
+    ],
+)
+def test_the_model_is_named_as_it_was_unless_another_answers(asked: str | None, answers: str, shown: str) -> None:
+    given = replace(job(model=answers), asked={"model": asked} if asked else {})
+    assert streamed(given)[0]["model"] == shown
+
+
+def test_vectors_go_out_as_the_very_numbers() -> None:
+    numbers = (0.5, -0.25, 1.5)
+    result = orjson.dumps(
+        {
+            "embeddings": [b64encode(pack("<3f", *numbers)).decode()] * 2,
+            "usage": {"prompt_tokens": 4, "total_tokens": 4},
+        }
+    )
+    given = job(ollama.EMBED)
+    body = ollama_answers.timed_embeddings(surface_of(given).whole(given, CREATED_S, result), OUTCOME)
+    assert orjson.loads(body) == {
+        **{"model": "m", "embeddings": [list(numbers)] * 2, "prompt_eval_count": 4},
+        **{"total_duration": 100_000_000, "load_duration": 10_000_000},
+    }
+    old = job(ollama.EMBEDDINGS)
+    assert orjson.loads(surface_of(old).whole(old, CREATED_S, result)) == {"embedding": list(numbers)}
+
+
+def test_a_model_is_shown_with_what_is_known_of_it() -> None:
+    known = orjson.loads(ollama_answers.shown(8192, ["tools", "vision", "reasoning", "audio"]))
+    assert known["capabilities"] == ["completion", "tools", "vision", "thinking"]
+    assert known["model_info"] == {"general.architecture": "headrace", "headrace.context_length": 8192}
+    assert "headrace.context_length" not in orjson.loads(ollama_answers.shown(None, []))["model_info"]
+
+
+def test_listed_names_have_a_tag_and_find_their_model_again() -> None:
+    listed = [one["name"] for one in orjson.loads(ollama_answers.tags(sorted(KNOWN)))["models"]]
+    assert listed == ["m:latest", "org/m:8b", "tagged:latest"]
+    assert [known_name(name, KNOWN) for name in listed] == sorted(KNOWN)
+    (one,) = orjson.loads(ollama_answers.running([("host:80/m", 5)]))["models"]
+    assert (one["name"], one["context_length"]) == ("host:80/m:latest", 5)
+
+
+def test_errors_are_one_text_with_the_tables_status() -> None:
+    refused = answer(Failure("queue_full", "Full.", retry_after_s=2), "/api/chat")
+    assert (refused.status_code, refused.body) == (429, b'{"error":"Full."}')
+    assert refused.headers["retry-after"] == "2"

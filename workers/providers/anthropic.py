@@ -1,0 +1,449 @@
+"""Anthropic's messages API: named content blocks, a system text of its own, tool results that the user sends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+import httpx
+import orjson
+
+from common.contracts import Chunk, JsonObject, Usage
+from common.errors import UpstreamCredentials, UpstreamError, UpstreamProtocolError, UpstreamRefused
+from workers.providers.base import Call, Embedded
+from workers.providers.shapes import (
+    CHAT,
+    SYSTEM_ROLES,
+    Message,
+    body_of,
+    choice_of,
+    common_refusals,
+    count,
+    delta_choice,
+    limit_of,
+    media_of,
+    merged,
+    messages_of,
+    refuse,
+    schema_of,
+    stops_of,
+    text_of,
+    tool_delta,
+    tools_of,
+)
+from workers.providers.upstream import (
+    drain,
+    is_json,
+    opened,
+    read_all,
+    reads,
+    refusal,
+    retry_after_s,
+    secrets_of,
+    words,
+)
+from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_object
+
+MESSAGES: Final = "/v1/messages"
+VERSION: Final = "2023-06-01"
+# The API wants a limit always; this is what a caller who names none gets, unless `options.max_tokens` says more.
+DEFAULT_MAX_TOKENS: Final = 4_096
+LEAST_BUDGET: Final = 1_024
+_BUDGETS: Final = {"minimal": 1_024, "low": 2_048, "medium": 8_192, "high": 16_384, "xhigh": 32_768, "max": 32_768}
+_EFFORTS: Final = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
+_JSON_ONLY: Final = "Answer with one JSON object and nothing else."
+
+# --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
+
+
+def to_wire(call: Call) -> JsonObject:
+    """The body for `/v1/messages`. Raises UpstreamRefused for what that API can't do."""
+    body = body_of(call)
+    refuse("Anthropic's API", {"n": body.get("n") not in (None, 1), **common_refusals(body)})
+    messages = list(messages_of(body))
+    wire: JsonObject = {
+        "model": call.model,
+        "messages": _turns(messages),
+        "stream": call.stream,
+        "max_tokens": limit_of(body) or call.backend.options.get("max_tokens") or DEFAULT_MAX_TOKENS,
+        **_system(messages, body),
+        **_tools(body),
+    }
+    if stops := [text for text in stops_of(body) if text.strip()]:
+        wire["stop_sequences"] = stops
+    if isinstance(user := body.get("user"), str):
+        wire["metadata"] = {"user_id": user}
+    if schema := schema_of(body):
+        wire["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    _think(wire, body, call, may=_may_think(wire, messages))
+    return wire if "thinking" in wire else {**wire, **_sampling(body)}
+
+
+def _sampling(body: JsonObject) -> JsonObject:
+    """Newer models take temperature or top_p, not both; the one that was turned on purpose is kept."""
+    sampling = {"top_k": body["top_k"]} if "top_k" in body else {}
+    heat = body.get("temperature")
+    if isinstance(heat, int | float):
+        return {**sampling, "temperature": min(heat, 1)}  # its scale ends where others' is in the middle
+    return {**sampling, "top_p": body["top_p"]} if "top_p" in body else sampling
+
+
+def _think(wire: JsonObject, body: JsonObject, call: Call, *, may: bool) -> None:
+    """Adds how much is to be thought first. `options.thinking`: adaptive (the default), budget (older models), off."""
+    own, effort = body.get("thinking"), str(body.get("reasoning_effort") or "none")
+    mode = call.backend.options.get("thinking", "adaptive")
+    if not may or mode == "off":
+        return
+    if is_object(own):
+        wire["thinking"] = own
+    elif effort in _EFFORTS and mode == "adaptive":
+        wire["thinking"] = {"type": "adaptive", "display": "summarized"}
+        wire["output_config"] = {**wire.get("output_config", {}), "effort": _EFFORTS[effort]}
+    elif effort in _BUDGETS:
+        _grant(wire, _BUDGETS[effort], limited=limit_of(body) is not None)
+
+
+def _grant(wire: JsonObject, budget: int, *, limited: bool) -> None:
+    """A budget inside the caller's limit, or on top of ours; none where too little would be left of it."""
+    if not limited:
+        wire["max_tokens"] += budget
+    budget = min(budget, wire["max_tokens"] - 1)
+    if budget >= LEAST_BUDGET:
+        wire["thinking"] = {"type": "enabled", "budget_tokens": budget}
+
+
+def _may_think(wire: JsonObject, messages: list[Message]) -> bool:
+    """Not with a forced tool; and a turn that called tools must begin with its own signed thoughts."""
+    if wire.get("tool_choice", {}).get("type") in ("any", "tool"):
+        return False
+    last = next((message for message in reversed(messages) if message.role not in ("tool", "system")), None)
+    return last is None or not last.calls or bool(_thoughts(last))
+
+
+def _system(messages: list[Message], body: JsonObject) -> JsonObject:
+    blocks = [block for message in messages if message.role in SYSTEM_ROLES for block in _texts(message)]
+    if schema_of(body) == {}:
+        blocks.append({"type": "text", "text": _JSON_ONLY})
+    return {"system": blocks} if blocks else {}
+
+
+def _texts(message: Message) -> list[JsonObject]:
+    text_of(message)
+    return [block for part in message.parts for block in _blocks(part, message.place)]
+
+
+def _turns(messages: list[Message]) -> list[JsonObject]:
+    spoken = (message for message in messages if message.role not in SYSTEM_ROLES)
+    turns = merged((("assistant" if message.role == "assistant" else "user"), _said(message)) for message in spoken)
+    return [{"role": role, "content": blocks} for role, blocks in turns]
+
+
+def _said(message: Message) -> list[JsonObject]:
+    blocks = [block for part in message.parts for block in _blocks(part, message.place)]
+    if message.role == "tool":
+        return [{"type": "tool_result", "tool_use_id": str(message.whole.get("tool_call_id") or ""), "content": blocks}]
+    calls = [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in message.calls]
+    return [*_thoughts(message), *blocks, *calls]
+
+
+def _thoughts(message: Message) -> list[JsonObject]:
+    """The thoughts of a turn, where its caller kept the signature without which they are not taken back."""
+    thought, signature = message.whole.get("reasoning_content"), message.whole.get("reasoning_signature")
+    if not isinstance(thought, str) or not isinstance(signature, str) or not signature:
+        return []
+    return [{"type": "thinking", "thinking": thought, "signature": signature}]
+
+
+def _blocks(part: JsonObject, place: str) -> Iterator[JsonObject]:
+    """The part as a block, with the caller's mark for caching; none for an empty text, which would be refused."""
+    mark = {"cache_control": part["cache_control"]} if is_object(part.get("cache_control")) else {}
+    if part["type"] == "text":
+        if part["text"]:
+            yield {"type": "text", "text": part["text"], **mark}
+        return
+    media = media_of(part, f"{place}.content")
+    if media.media_type.startswith("audio/"):
+        raise UpstreamRefused("Anthropic's API takes no audio.", param=f"{place}.content")
+    kind = "image" if part["type"] == "image_url" else "document"
+    source = {"type": "base64", "media_type": media.media_type, "data": media.data}
+    yield {"type": kind, "source": {"type": "url", "url": media.url} if media.url else source, **mark}
+
+
+def _tools(body: JsonObject) -> JsonObject:
+    tools = [_tool(function) for function in tools_of(body)]
+    if not tools:
+        return {}
+    choice = choice_of(body)
+    kind = {"required": "tool" if choice.name else "any", "none": "none"}.get(choice.mode or "", "auto")
+    told: JsonObject = {"type": kind, "name": choice.name} if choice.name else {"type": kind}
+    if body.get("parallel_tool_calls") is False and kind != "none":
+        told["disable_parallel_tool_use"] = True
+    return {"tools": tools, "tool_choice": told} if choice.mode or len(told) > 1 else {"tools": tools}
+
+
+def _tool(function: JsonObject) -> JsonObject:
+    tool: JsonObject = {"name": function["name"], "input_schema": {"type": "object", **function["parameters"]}}
+    kept = {key: function[key] for key in ("description", "strict") if function.get(key) is not None}
+    return {**tool, **kept}
+
+
+# --- 2. their events to ours -----------------------------------------------------------------------------------------
+
+_REASONS: Final = {
+    **dict.fromkeys(("end_turn", "stop_sequence", "pause_turn"), "stop"),
+    **dict.fromkeys(("max_tokens", "model_context_window_exceeded"), "length"),
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+def from_body(event: JsonObject) -> Chunk:
+    """The one chunk that holds a whole answer. Raises UpstreamProtocolError."""
+    blocks = event.get("content")
+    if not is_list(blocks) or not isinstance(event.get("stop_reason"), str):
+        raise UpstreamProtocolError("The model's server sent a message without content or without its end.")
+    progress = Progress()
+    deltas = [{**progress.begun(number, block), **progress.signed(number)} for number, block in enumerate(blocks)]
+    progress.told(event)
+    choice = progress.last().choices[0]
+    delta = {"role": "assistant", **_joined([*deltas, choice["delta"]])}
+    return Chunk([{**choice, "delta": delta}], to_usage(event.get("usage")))
+
+
+def _joined(deltas: Iterable[JsonObject]) -> JsonObject:
+    whole: JsonObject = {}
+    for delta in deltas:
+        for key, value in delta.items():
+            whole[key] = whole[key] + value if key in whole and key != "reasoning_signature" else value
+    for tool in whole.get("tool_calls", ()):
+        tool["function"]["arguments"] = tool["function"]["arguments"] or "{}"
+    return whole
+
+
+def to_usage(told: Any) -> Usage | None:
+    """The usage told, or None where it is missing: their count of the input leaves out what the cache held."""
+    if not is_object(told):
+        return None
+    names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    fresh, made, read, written = (count(0 if told.get(name) is None else told[name]) for name in names)
+    if told.get("input_tokens") is None or fresh is None or made is None or read is None or written is None:
+        return None
+    return Usage(fresh + read + written, made, _details(told, read, written))
+
+
+def _details(told: JsonObject, read: int, written: int) -> JsonObject:
+    cached = {key: value for key, value in (("cached_tokens", read), ("cache_write_tokens", written)) if value}
+    made = told.get("output_tokens_details")
+    thought = count(made.get("thinking_tokens")) if is_object(made) else None
+    details: JsonObject = {"prompt_tokens_details": cached} if cached else {}
+    return {**details, "completion_tokens_details": {"reasoning_tokens": thought}} if thought else details
+
+
+class Progress:
+    """How far an answer has come: its blocks, what of it was counted, how it ended. It makes the chunks."""
+
+    __slots__ = ("_begun", "_open", "_reason", "_signatures", "_stopped_by", "_tools", "_usage", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._begun = False
+        self._reason: str | None = None
+        self._tools: dict[int, int] = {}  # a block's index to its tool call's
+        self._open: set[int] = set()  # tool calls of which no argument came yet
+        self._signatures: dict[int, str] = {}  # of the blocks that hold thoughts
+        self._stopped_by: JsonObject = {}
+        self._usage: JsonObject = {}
+
+    def next(self, event: JsonObject) -> Chunk | None:
+        """This event's chunk, or None."""
+        if self.done:
+            return None
+        kind, index = event.get("type"), event.get("index")
+        if kind == "message_stop":
+            self.done = True
+            return self.last()
+        if kind in ("message_start", "message_delta"):
+            self.told(_part_of(event, "message" if kind == "message_start" else "delta", also=event))
+            return None
+        return self._as_chunk(self._block(str(kind), event, index if type(index) is int else 0))
+
+    def _block(self, kind: str, event: JsonObject, index: int) -> JsonObject:
+        if kind == "content_block_start":
+            return self.begun(index, event.get("content_block"))
+        if kind == "content_block_delta":
+            return self._more(index, _part_of(event, "delta"))
+        if kind != "content_block_stop":
+            return {}
+        if self._tools.get(index, -1) in self._open:
+            return self._arguments(index, "{}")  # a call without arguments: no text at all is no JSON
+        return self.signed(index)
+
+    def signed(self, index: int) -> JsonObject:
+        """The delta that signs a block of thoughts, once it is whole; nothing for other blocks.
+
+        Several of them in one answer are one text for us, which no signature of theirs fits: then it is taken back.
+        """
+        if not (signature := self._signatures.get(index)):
+            return {}
+        return {"reasoning_signature": signature if len(self._signatures) == 1 else ""}
+
+    def begun(self, index: int, block: Any) -> JsonObject:
+        """The delta for a block's beginning, which of a whole answer is all of it."""
+        if not is_object(block):
+            raise UpstreamProtocolError("The model's server sent a content block that is not an object.")
+        kind = block.get("type")
+        if kind == "tool_use":
+            return self._called(index, block)
+        if kind == "thinking":
+            self._sign(index, block.get("signature"))
+            return _text("reasoning_content", block.get("thinking"))
+        return _text("content", block.get("text")) if kind == "text" else {}
+
+    def _called(self, index: int, block: JsonObject) -> JsonObject:
+        number = self._tools[index] = len(self._tools)
+        given = orjson.dumps(block["input"]).decode() if block.get("input") else ""
+        if not given:
+            self._open.add(number)
+        return {"tool_calls": [tool_delta(number, str(block.get("id") or ""), str(block.get("name") or ""), given)]}
+
+    def _more(self, index: int, delta: JsonObject) -> JsonObject:
+        kind = delta.get("type")
+        if kind == "input_json_delta" and index in self._tools:
+            return self._arguments(index, delta.get("partial_json"))
+        if kind == "signature_delta":
+            self._sign(index, delta.get("signature"))
+        if kind == "thinking_delta":
+            return _text("reasoning_content", delta.get("thinking"))
+        return _text("content", delta.get("text")) if kind == "text_delta" else {}
+
+    def _arguments(self, index: int, text: Any) -> JsonObject:
+        if not isinstance(text, str):
+            raise UpstreamProtocolError("The model's server sent a text that is not a string.")
+        if not text:
+            return {}
+        number = self._tools[index]
+        self._open.discard(number)
+        return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
+
+    def _sign(self, index: int, signature: Any) -> None:
+        self._signatures[index] = self._signatures.get(index, "") + (signature if isinstance(signature, str) else "")
+
+    def told(self, message: JsonObject) -> None:
+        """Notes what a message says of its end and its usage; later counts take the place of earlier ones."""
+        if isinstance(message.get("stop_reason"), str):
+            self._reason = message["stop_reason"]
+        if isinstance(met := message.get("stop_sequence"), str):
+            self._stopped_by = {"stop_reason": met}  # in vLLM's word for it
+        usage = message.get("usage")
+        if is_object(usage):
+            self._usage |= {key: value for key, value in usage.items() if value is not None}
+
+    def _as_chunk(self, delta: JsonObject) -> Chunk | None:
+        if not delta:
+            return None
+        role = {} if self._begun else {"role": "assistant"}
+        self._begun = True
+        return Chunk([delta_choice({**role, **delta})])
+
+    def last(self) -> Chunk:
+        """The chunk that ends the answer. Raises UpstreamProtocolError where nothing said how it ended."""
+        if self._reason is None:
+            raise UpstreamProtocolError("The model's server did not say how its answer ended.")
+        reason = _REASONS.get(self._reason, "tool_calls" if self._tools else "stop")
+        role = {} if self._begun else {"role": "assistant"}
+        return Chunk([{**delta_choice(role, reason), **self._stopped_by}], to_usage(self._usage))
+
+    def check(self) -> None:
+        """Raises where the answer broke off."""
+        if not self.done:
+            raise UpstreamProtocolError("The model's server ended its answer before it was finished.")
+
+
+def _part_of(event: JsonObject, key: str, also: JsonObject | None = None) -> JsonObject:
+    """The object under a key; `also`: the event's own usage belongs to it, where it has one."""
+    if not is_object(part := event.get(key)):
+        raise UpstreamProtocolError(f"The model's server sent an event without its {key}.")
+    return {**part, "usage": also["usage"]} if also is not None and "usage" in also else part
+
+
+def _text(name: str, text: Any) -> JsonObject:
+    if not isinstance(text, str):
+        raise UpstreamProtocolError("The model's server sent a text that is not a string.")
+    return {name: text} if text else {}
+
+
+# --- 3. their refusals to our errors ---------------------------------------------------------------------------------
+
+
+def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> UpstreamError:
+    """Our error for an HTTP refusal. An account without credit is a 400 there, and no fault of the caller's."""
+    try:
+        told = json_object(body).get("error")
+    except UpstreamProtocolError:
+        told = None
+    message = words(told.get("message"), secrets) if is_object(told) else ""
+    if "credit balance" in message:
+        return UpstreamCredentials()
+    return refusal(status, message, retry_after_s=retry_after_s(headers))
+
+
+# What an error in a stream calls itself, for there is no HTTP status to go by.
+_STATUS_BY_TYPE: Final = {
+    **{"invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403},
+    **{"not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429, "timeout_error": 504},
+    "overloaded_error": 529,
+}
+
+
+def to_event_error(told: Any, secrets: Iterable[str] = ()) -> UpstreamError:
+    """Our error for one that came inside an answer whose status was 200."""
+    if not is_object(told):
+        return UpstreamError()
+    return refusal(_STATUS_BY_TYPE.get(str(told.get("type")), 500), words(told.get("message"), secrets))
+
+
+# --- 4. the exchange -------------------------------------------------------------------------------------------------
+
+
+def headers_of(call: Call) -> dict[str, str]:
+    """The API's version, and the key in a header of its own."""
+    return {"anthropic-version": VERSION, **({"x-api-key": call.api_key} if call.api_key else {})}
+
+
+class AnthropicProvider:
+    """A server that speaks Anthropic's messages API."""
+
+    kind: ClassVar[str] = "anthropic"
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The answer's chunks, in order."""
+        if call.endpoint != CHAT:
+            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+        body = to_wire(call)
+        async with opened(self._client, call, MESSAGES, body=body, to_error=to_error, headers_of=headers_of) as answer:
+            if not call.stream or is_json(answer):
+                yield from_body(_event(await read_all(answer), call))
+                return
+            progress, decoder, rest = Progress(), SseDecoder(), reads(answer)
+            async for raw in rest:
+                for payload in decoder.feed(raw):
+                    if payload != DONE and (chunk := progress.next(_event(payload, call))) is not None:
+                        yield chunk
+                if progress.done:
+                    break
+            progress.check()
+            await drain(rest)
+
+    async def embed(self, call: Call) -> Embedded:
+        """Nothing: this API makes no embeddings. Raises UpstreamRefused."""
+        raise UpstreamRefused(f"Backends of kind {self.kind!r} make no embeddings.")
+
+
+def _event(raw: bytes, call: Call) -> JsonObject:
+    event = json_object(raw)
+    if event.get("error"):
+        raise to_event_error(event["error"], secrets_of(call))
+    return event

@@ -1,0 +1,284 @@
+"""Gemini's API: contents made of parts, a stream without a last word, keys in a header and never in the address."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets as randomness
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+import httpx
+import orjson
+
+from common.contracts import Chunk, JsonObject, Usage
+from common.errors import (
+    ContentFiltered,
+    UpstreamBusy,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from workers.providers.base import Call, Embedded
+from workers.providers.gemini_request import path_of, to_embedding_wire, to_wire
+from workers.providers.shapes import CHAT, count, delta_choice, tool_delta
+from workers.providers.upstream import is_json, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
+from workers.providers.vectors import checked, pack, sliced, texts_of, total
+from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_object
+
+MOST_TEXTS: Final = 100
+# The stream has no last word, and older models call each of its pieces finished: only the body's end is the end.
+# So long may a finished answer leave its body open before it is taken for whole.
+SETTLE_S: Final = 1.0
+
+# --- 1. our shapes to theirs: `gemini_request.py` --------------------------------------------------------------------
+
+# --- 2. their events to ours -----------------------------------------------------------------------------------------
+
+_FILTERED: Final = (
+    "SAFETY",
+    "RECITATION",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "SPII",
+    "MODEL_ARMOR",
+    "LANGUAGE",
+    "IMAGE_",
+)
+_BROKEN: Final = ("MALFORMED_", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS", "MISSING_THOUGHT_SIGNATURE", "OTHER")
+
+
+class Progress:
+    """How far an answer has come: each candidate's role, calls and end, and the usage last told."""
+
+    __slots__ = ("_called", "_ended", "_usage", "_wanted")
+
+    def __init__(self, wanted: int = 1) -> None:
+        self._wanted = wanted
+        self._called: dict[int, int] = {}  # the candidates begun, and how many tools each has called
+        self._ended: dict[int, str] = {}
+        self._usage: Usage | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every candidate said that it ended; there may still come more."""
+        return len(self._ended) >= self._wanted
+
+    def next(self, event: JsonObject) -> Chunk | None:
+        """This event's chunk, or None. Raises ContentFiltered where the prompt was not let through."""
+        candidates, feedback = event.get("candidates"), event.get("promptFeedback")
+        self._usage = to_usage(event.get("usageMetadata")) or self._usage
+        if not is_list(candidates) or not candidates:
+            if is_object(feedback) and feedback.get("blockReason"):
+                raise ContentFiltered
+            if "usageMetadata" not in event:
+                raise UpstreamProtocolError("The model's server sent an event without candidates.")
+            return None
+        choices = [choice for candidate in candidates for choice in self._choice(candidate)]
+        return Chunk(choices) if choices else None
+
+    def _choice(self, candidate: Any) -> Iterator[JsonObject]:
+        if not is_object(candidate):
+            raise UpstreamProtocolError("The model's server sent a candidate that is not an object.")
+        index = candidate.get("index", 0)
+        if type(index) is not int:
+            raise UpstreamProtocolError("The model's server numbered its candidates wrongly.")
+        delta = self._delta(index, candidate.get("content"))
+        if isinstance(reason := candidate.get("finishReason"), str):
+            self._ended[index] = reason
+        if delta:
+            role = {} if index in self._called else {"role": "assistant"}
+            self._called[index] = self._called.get(index, 0) + len(delta.get("tool_calls", ()))
+            yield delta_choice({**role, **delta}, index=index)
+
+    def _delta(self, index: int, content: Any) -> JsonObject:
+        parts = content.get("parts") if is_object(content) else None
+        delta: JsonObject = {}
+        calls: list[JsonObject] = []
+        for part in parts if is_list(parts) else []:
+            if not is_object(part):
+                raise UpstreamProtocolError("The model's server sent a part that is not an object.")
+            if part.get("functionCall") is not None:
+                calls.append(_call(self._called.get(index, 0) + len(calls), part))
+            elif part.get("text"):
+                name = "reasoning_content" if part.get("thought") else "content"
+                delta[name] = delta.get(name, "") + _text(part["text"])
+        return {**delta, "tool_calls": calls} if calls else delta
+
+    def last(self) -> Chunk:
+        """The chunk that ends the answer. Raises UpstreamProtocolError where it broke off, and what ended it badly."""
+        if not self._ended or not set(self._called) <= set(self._ended):
+            raise UpstreamProtocolError("The model's server ended its answer before it was finished.")
+        return Chunk([self._end(index) for index in sorted(self._ended)], self._usage)
+
+    def _end(self, index: int) -> JsonObject:
+        role = {} if index in self._called else {"role": "assistant"}
+        return delta_choice(role, _reason(self._ended[index], called=self._called.get(index, 0) > 0), index)
+
+
+def _reason(told: str, *, called: bool) -> str:
+    if told.startswith(_BROKEN):
+        raise UpstreamError(f"The model's server ended its answer with {told[:40]}.")
+    if told.startswith(_FILTERED):
+        return "content_filter"
+    return "length" if told == "MAX_TOKENS" else "tool_calls" if called else "stop"
+
+
+def _call(number: int, part: JsonObject) -> JsonObject:
+    function = part["functionCall"]
+    if not is_object(function) or not isinstance(function.get("name"), str):
+        raise UpstreamProtocolError("The model's server sent a tool call without a function.")
+    called = function.get("id") or f"call_{randomness.token_hex(12)}"
+    delta = tool_delta(number, str(called), function["name"], orjson.dumps(function.get("args") or {}).decode())
+    signature = part.get("thoughtSignature")
+    # As Google's own OpenAI dialect has it, so that clients which give it back there do so here.
+    return {**delta, "extra_content": {"google": {"thought_signature": signature}}} if signature else delta
+
+
+def _text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise UpstreamProtocolError("The model's server sent a text that is not a string.")
+    return text
+
+
+def from_body(event: JsonObject, wanted: int = 1) -> Chunk:
+    """The one chunk that holds a whole answer. Raises UpstreamProtocolError, ContentFiltered."""
+    progress = Progress(wanted)
+    said = progress.next(event)
+    last = progress.last()
+    by_index = {choice["index"]: choice for choice in said.choices} if said else {}
+    whole = [{**end, "delta": by_index.get(end["index"], end)["delta"]} for end in last.choices]
+    return Chunk(whole, last.usage)
+
+
+def to_usage(told: Any) -> Usage | None:
+    """The usage told so far, or None where it is missing: what was thought is part of what was made."""
+    if not is_object(told):
+        return None
+    names = ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
+    prompt, results, made, thought = (count(told.get(name, 0)) for name in names)
+    if "promptTokenCount" not in told or prompt is None or results is None or made is None or thought is None:
+        return None
+    details: JsonObject = {}
+    if cached := count(told.get("cachedContentTokenCount")):
+        details["prompt_tokens_details"] = {"cached_tokens": cached}
+    if thought:
+        details["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return Usage(prompt + results, made + thought, details)
+
+
+def from_embeddings(event: JsonObject) -> Embedded:
+    """The vectors in an answer, which tells no usage. Raises UpstreamProtocolError."""
+    rows = event.get("embeddings")
+    if not is_list(rows):
+        raise UpstreamProtocolError("The model's server sent no list of embeddings.")
+    values = [row.get("values") if is_object(row) else None for row in rows]
+    if not all(is_list(row) for row in values):
+        raise UpstreamProtocolError("The model's server sent an embedding that is not one.")
+    return Embedded([pack(row) for row in values if is_list(row)])
+
+
+# --- 3. their refusals to our errors ---------------------------------------------------------------------------------
+
+_TOO_LONG: Final = re.compile(r"token count .{0,40}exceeds the maximum", re.IGNORECASE)
+_DELAY: Final = re.compile(r"(\d+(?:\.\d+)?)s")
+
+
+def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> UpstreamError:
+    """Our error for an HTTP refusal."""
+    try:
+        told = json_object(body.strip().removeprefix(b"[").removesuffix(b"]")).get("error")
+    except UpstreamProtocolError:
+        told = None
+    return _error(status, told if is_object(told) else {}, secrets, retry_after_s(headers))
+
+
+def _error(status: int, told: JsonObject, secrets: Iterable[str], wait_s: float | None) -> UpstreamError:
+    message = words(told.get("message"), secrets)
+    details: Any = told.get("details")
+    details = [detail for detail in details if is_object(detail)] if is_list(details) else []
+    if any(detail.get("reason") == "API_KEY_INVALID" for detail in details):
+        return UpstreamCredentials()  # a 400 there, and no fault of the caller's
+    wait_s = wait_s or next((seconds for detail in details if (seconds := _delay_s(detail.get("retryDelay")))), None)
+    if status == 503:  # the model is overloaded: nothing is broken
+        return UpstreamBusy(message or None, retry_after_s=wait_s)
+    code = "context_length_exceeded" if _TOO_LONG.search(message) else ""
+    return refusal(status, message, code=code, retry_after_s=wait_s)
+
+
+def _delay_s(value: Any) -> float | None:
+    found = _DELAY.fullmatch(value) if isinstance(value, str) else None
+    return retry_after_s({"retry-after": found[1]}) if found else None
+
+
+# --- 4. the exchange -------------------------------------------------------------------------------------------------
+
+
+def headers_of(call: Call) -> dict[str, str]:
+    """The key in a header of its own: addresses are logged in many places."""
+    return {"x-goog-api-key": call.api_key} if call.api_key else {}
+
+
+class GeminiProvider:
+    """A server that speaks Gemini's API."""
+
+    kind: ClassVar[str] = "gemini"
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The answer's chunks, in order."""
+        if call.endpoint != CHAT:
+            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+        body, path = to_wire(call), path_of(call.model, "generateContent")
+        if call.stream:
+            path = path_of(call.model, "streamGenerateContent?alt=sse")
+        wanted = body.get("generationConfig", {}).get("candidateCount", 1)
+        async with opened(self._client, call, path, body=body, to_error=to_error, headers_of=headers_of) as answer:
+            if not call.stream or is_json(answer):
+                yield from_body(_event(await read_all(answer), call), wanted)
+                return
+            progress, decoder, rest = Progress(wanted), SseDecoder(), reads(answer)
+            while raw := await _read(rest, SETTLE_S if progress.done else None):
+                for payload in decoder.feed(raw):
+                    if payload != DONE and (chunk := progress.next(_event(payload, call))) is not None:
+                        yield chunk
+            yield progress.last()
+
+    async def embed(self, call: Call) -> Embedded:
+        """The embeddings of the call's inputs, asked for in as many calls as it takes."""
+        parts: list[Embedded] = []
+        try:
+            async with asyncio.timeout(call.timeout_s):
+                for texts in sliced(texts_of(call.body), MOST_TEXTS):
+                    parts.append(await self._embedded(call, texts))
+        except TimeoutError:
+            raise UpstreamTimeout from None
+        whole = total(parts)
+        return Embedded(checked(whole.vectors, call.body), whole.usage)
+
+    async def _embedded(self, call: Call, texts: list[str]) -> Embedded:
+        path, body = path_of(call.model, "batchEmbedContents"), to_embedding_wire(call, texts)
+        async with opened(self._client, call, path, body=body, to_error=to_error, headers_of=headers_of) as answer:
+            return from_embeddings(_event(await read_all(answer), call))
+
+
+async def _read(rest: AsyncIterator[bytes], limit_s: float | None) -> bytes:
+    """The body's next bytes; none at its end, or where none come in time."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await anext(rest, b"")
+    except TimeoutError:
+        return b""
+
+
+def _event(raw: bytes, call: Call) -> JsonObject:
+    event = json_object(raw)
+    if error := event.get("error"):
+        told: JsonObject = error if is_object(error) else {"message": error}
+        status = told.get("code")
+        raise _error(status if type(status) is int and 400 <= status < 600 else 500, told, secrets_of(call), None)
+    return event
