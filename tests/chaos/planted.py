@@ -157,7 +157,9 @@ FAULTS: Final = (
         "still running",
         (
             Change("common/lua/cancel.lua", "redis.call('RPUSH', control,", "redis.call('EXISTS', control,"),
-            Change("workers/engine.py", "for job_id in await self._queue.cancelling(pool, job_ids):", "for job_id in ():"),
+            Change(
+                "workers/engine.py", "for job_id in await self._queue.cancelling(pool, job_ids):", "for job_id in ():"
+            ),
         ),
     ),
     Planted(
