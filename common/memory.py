@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 from typing import Final
 
-YOUNG: Final = 20_000
+YOUNG: Final = 2_000
+"""Garbage in cycles waits for so many new objects: half a megabyte. With ten times as many a worker with little to do
+grows for hours before it shrinks again."""
 
 
 def settle() -> None:

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.timeout(90), pytest.mark.lengthy]
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
+TURNED_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def test_a_gateway_that_drains_says_so_ends_what_it_can_and_loses_no_stream(flee
         assert next(watching).status == NOT_SERVING
         with caller(fleet, 0) as newcomer, pytest.raises(grpc.RpcError) as refused:
             newcomer.ask("Infer", pb.InferRequest(prompt=pb.Prompt(text="x")), limit_s=3)
-        assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)  # pyright: ignore[reportAttributeAccessIssue]
+        # The last is gRPC's own answer to a call that came to the server while it was being stopped.
+        assert refused.value.code() in TURNED_AWAY  # pyright: ignore[reportAttributeAccessIssue]
         short_seen += short
         with pytest.raises(grpc.RpcError) as cut:
             for event in long:
