@@ -68,9 +68,9 @@ async def serve(settings: Settings) -> int:
     ]
     database = Database.of(settings)
     if settings.journal == "on":
-        # An outage of its own: the database may be away while the store is there.
         journal = make_journal(settings, store, clock, database)
-        rounds.append(Rounds(journal, clock, outage=Outage(), count=metrics.round_done))
+        # An outage of its own: the database may be away while the store is there.
+        rounds.append(Rounds(journal, clock, outage=Outage("journal"), count=metrics.round_done))
     try:
         stop_metrics = metrics.serve_if_free(settings.metrics_host, settings.metrics_port, METRICS_PORT)
     except OSError as error:

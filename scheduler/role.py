@@ -45,22 +45,23 @@ class Role(Protocol):
 
 
 class Outage:
-    """Whether the store is in trouble; logged when that changes, however many rounds it fails."""
+    """Whether what rounds work on is in trouble; logged when that changes, however many rounds fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, of: str = "store") -> None:
+        self._of = of
         self._since: str | None = None
 
     def noticed(self, error: LaterError) -> None:
-        """A call failed for want of the store."""
+        """A call failed for want of it."""
         if self._since != error.code:
             self._since = error.code
-            log.warning("scheduler.store_trouble", code=error.code, error=error.failure.message)
+            log.warning(f"scheduler.{self._of}_trouble", code=error.code, error=error.failure.message)
 
     def over(self) -> None:
         """A round went through."""
         if self._since is not None:
             self._since = None
-            log.info("scheduler.store_back")
+            log.info(f"scheduler.{self._of}_back")
 
 
 class Rounds:

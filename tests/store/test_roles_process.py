@@ -36,6 +36,7 @@ class SchedulerProcess:
         ours = {
             "HEADRACE_CONFIG": str(config),
             "HEADRACE_REDIS_URL": redis_url,
+            "HEADRACE_DATABASE_URL": f"sqlite+aiosqlite:///{directory / 'ledger.db'}",
             "HEADRACE_METRICS_PORT": str(self.port),
             "HEADRACE_LEASE_S": "1",
             "HEADRACE_PROBE_INTERVAL_S": "0.2",
@@ -101,9 +102,9 @@ def test_it_waits_for_its_store_outlives_it_and_ends_with_0(tmp_path: Path) -> N
             server.stop()
         said = scheduler.said()
         began, ended = said.count("scheduler.store_trouble"), said.count("scheduler.store_back")
-        # Three outages; a round that went through at the moment of the kill may be heard of after one that failed.
-        assert 3 <= began <= 4
-        assert ended == began - 1
+        # Three outages at least: a round that went through at the moment of a kill may be heard of after one that failed.
+        assert began >= 3
+        assert began - ended in {0, 1}
         assert "scheduler.round_failed" not in said
 
 

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from common.errors import StoreFull, StoreUnavailable
+from common.errors import LedgerUnavailable, StoreFull, StoreUnavailable
 from common.metrics import SchedulerMetrics
 from scheduler.role import DONE, FAILED, STORE_FULL, STORE_UNAVAILABLE, Outage, Rounds, stop_all
 from tests.support.clock import ManualClock
@@ -132,6 +132,15 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_whatever_fail
             for rounds in both:
                 await rounds.one()
     assert [line["event"] for line in logs] == ["scheduler.store_trouble", "scheduler.store_back"]
+
+
+async def test_an_outage_of_the_ledger_is_not_told_as_one_of_the_store() -> None:
+    role = Counting(_raising(LedgerUnavailable()))
+    rounds = Rounds(role, ManualClock(), outage=Outage("journal"), count=SchedulerMetrics().round_done)
+    with _captured() as logs:
+        await rounds.one()
+        await rounds.one()
+    assert [line["event"] for line in logs] == ["scheduler.journal_trouble", "scheduler.journal_back"]
 
 
 async def test_a_fault_in_a_role_is_logged_once_for_each_run_of_failures() -> None:
