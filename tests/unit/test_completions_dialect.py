@@ -14,7 +14,10 @@ from common.errors import BadRequest, CallerError
 from common.queue import Place
 from gateway.dialects.completions import parse_completions
 from gateway.dialects.surfaces import surface_of
+from tests.support.published import published
 from tests.support.say import frames
+
+COMPLETION = published("CreateCompletionResponse")
 
 JOB_ID = "job_p_" + "0123456789abcdef" * 2
 HEAD = {"id": "cmpl-" + "0123456789abcdef" * 2, "object": "text_completion", "created": 5, "model": "m"}
@@ -151,6 +154,7 @@ def test_a_stream_and_a_whole_answer_say_the_same(pieces: list[tuple[int, str]],
     choices = [{"index": i, "message": {"content": texts[i]}, "finish_reason": "length"} for i in range(3)]
     result = {"choices": choices, "usage": Usage(3, 5).to_openai(), "system_fingerprint": "fp"}
     whole = orjson.loads(surface_of(given).whole(given, 5, orjson.dumps(result)))
+    COMPLETION.validate(whole)
     assert said == {choice["index"]: choice["text"] for choice in whole["choices"]}
     assert said == {i: ("a b" if echo else "") + text for i, text in texts.items()}
     assert reasons == dict.fromkeys(range(3), "length")

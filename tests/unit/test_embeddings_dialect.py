@@ -14,6 +14,7 @@ from common.errors import BadRequest
 from gateway.dialects.embeddings import MAX_INPUTS, MAX_TOKENS, embeddings_object, parse_embeddings
 from gateway.dialects.native import parse_job_submission
 from gateway.dialects.surfaces import surface_of
+from tests.support.published import published
 
 NUMBERS = (0.5, -0.25, 0.1)
 
@@ -131,6 +132,7 @@ def shown(body: JsonObject, *vectors: tuple[float, ...]) -> Any:
 @pytest.mark.parametrize("body", [{}, {"encoding_format": None}, {"encoding_format": "float"}])
 def test_vectors_go_out_as_the_very_numbers_in_32_bits(body: JsonObject) -> None:
     answer = shown(body, NUMBERS, (1.0,))
+    published("CreateEmbeddingResponse").validate(answer)
     assert answer["object"] == "list"
     assert [(item["object"], item["index"]) for item in answer["data"]] == [("embedding", 0), ("embedding", 1)]
     assert pack("<3f", *answer["data"][0]["embedding"]) == pack("<3f", *NUMBERS)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.model import Model
 
@@ -31,6 +28,7 @@ from common.errors import BadRequest
 from common.queue import Record
 from gateway.dialects.native import JobOptions, job_record, parse_job_submission, parse_options, parse_prompt
 from gateway.dialects.openai import ChunkShape, completion, completion_id, model_list, model_object, parse_chat
+from tests.support.published import published
 
 HELLO: JsonObject = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 JOB_ID = "job_default_" + "0123456789abcdef" * 2
@@ -630,24 +628,6 @@ EVENTS: list[JsonObject] = [
 ]
 
 
-def schema(name: str) -> Draft202012Validator:
-    path = os.environ.get("HEADRACE_OPENAI_SCHEMA")
-    if not path:
-        pytest.skip("HEADRACE_OPENAI_SCHEMA does not name OpenAI's published schema")
-    components = _with_nulls(json.loads(Path(path).read_text(encoding="utf-8"))["components"])
-    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": components})
-
-
-def _with_nulls(part: Any) -> Any:
-    """The schema with OpenAPI 3.0's `nullable` in JSON Schema's words."""
-    if isinstance(part, list):
-        return [_with_nulls(item) for item in part]
-    if not isinstance(part, dict):
-        return part
-    plain = {key: _with_nulls(value) for key, value in part.items() if key != "nullable"}
-    return {"anyOf": [{"type": "null"}, plain]} if part.get("nullable") is True else plain
-
-
 @pytest.mark.parametrize("result", [RESULT, TOOL_RESULT])
 def test_a_completion_is_what_openais_own_client_expects(result: JsonObject) -> None:
     raw = completion(JOB_ID, 1_700_000_000, 'm "x"', orjson.loads(orjson.dumps(result)))
@@ -660,7 +640,7 @@ def test_a_completion_is_what_openais_own_client_expects(result: JsonObject) -> 
 @pytest.mark.parametrize("result", [RESULT, TOOL_RESULT])
 def test_a_completion_is_valid_by_openais_published_schema(result: JsonObject) -> None:
     raw = completion(JOB_ID, 1_700_000_000, "m", orjson.loads(orjson.dumps(result)))
-    schema("CreateChatCompletionResponse").validate(orjson.loads(raw))
+    published("CreateChatCompletionResponse").validate(orjson.loads(raw))
 
 
 def test_a_completions_id_is_openais_prefix_and_the_jobs_digits() -> None:
@@ -691,7 +671,7 @@ def test_a_frame_is_one_chunk_of_openais_with_the_position_as_its_id(told: JsonO
 @pytest.mark.parametrize("told", EVENTS)
 def test_a_frame_is_valid_by_openais_published_schema(told: JsonObject) -> None:
     data = fields(shape(include_usage=False).frame(b"1-1", orjson.dumps(told)))["data"]
-    schema("CreateChatCompletionStreamResponse").validate(orjson.loads(data))
+    published("CreateChatCompletionStreamResponse").validate(orjson.loads(data))
 
 
 def test_usage_comes_in_a_chunk_of_its_own_only_where_it_was_asked_for() -> None:
@@ -731,5 +711,5 @@ def test_models_are_listed_as_openai_lists_them() -> None:
 
 
 def test_models_are_valid_by_openais_published_schema() -> None:
-    schema("ListModelsResponse").validate(orjson.loads(model_list(["a"])))
-    schema("Model").validate(orjson.loads(model_object("a")))
+    published("ListModelsResponse").validate(orjson.loads(model_list(["a"])))
+    published("Model").validate(orjson.loads(model_object("a")))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
@@ -28,26 +26,20 @@ from gateway.dialects.responses_input import (
 )
 from gateway.dialects.responses_output import recorded_response, whole_response
 from gateway.dialects.responses_stream import ResponseShape
+from tests.support.published import published
 from tests.support.say import Frame, frames
 from workers.answer import Answer
 
 DIGITS: Final = "0123456789abcdef" * 2
 JOB_ID: Final = f"job_default_{DIGITS}"
-# What OpenAI publishes of responses, cut to the items and events that a model alone can give.
-PUBLISHED: Final = orjson.loads((Path(__file__).parents[1] / "support" / "openai_responses.json").read_bytes())
 EVENTS: Final[TypeAdapter[Any]] = TypeAdapter(ResponseStreamEvent)
 OUTCOME: Final = Outcome(State.SUCCEEDED, "stop", Usage(3, 4), timings_ms={"total": 2_500})
 
 
-def validator(name: str) -> Draft202012Validator:
-    """Checks a document against one of the published schemas."""
-    return Draft202012Validator({**PUBLISHED, "$ref": f"#/components/schemas/{name}"})
+RESPONSE, EVENT, ITEMS = (published(name) for name in ("Response", "ResponseStreamEvent", "ResponseItemList"))
 
 
-RESPONSE, EVENT, ITEMS = (validator(name) for name in ("Response", "ResponseStreamEvent", "ResponseItemList"))
-
-
-def published(response: JsonObject) -> JsonObject:
+def bare(response: JsonObject) -> JsonObject:
     """A response without what the published schema knows only to be there or not, and other clients want to be null."""
     return {name: value for name, value in response.items() if value is not None or name not in ("user", "usage")}
 
@@ -302,7 +294,7 @@ def test_with_any_value_anywhere_it_is_served_as_published_or_refused_by_name(na
             assert error.failure.param is not None, (path, value)
             continue
         record = Record(job, State.RUNNING, 1, 1, 0, 5_000, 9_000, None, None, None, None, None)
-        RESPONSE.validate(published(orjson.loads(recorded_response(record))))
+        RESPONSE.validate(bare(orjson.loads(recorded_response(record))))
         ITEMS.validate({"object": "list", "data": input_items(job), "first_id": "", "last_id": "", "has_more": False})
 
 
@@ -383,8 +375,7 @@ def test_a_stream_of_any_shape_is_numbered_whole_and_as_published(
     for frame, document in zip(found, documents, strict=True):
         assert frame.name == document["type"]
         EVENTS.validate_json(frame.data, strict=True)
-        bare = {**document, "response": published(document["response"])} if "response" in document else document
-        EVENT.validate(bare)
+        EVENT.validate({**document, "response": bare(document["response"])} if "response" in document else document)
     _check_items(documents)
     for after in (0, len(found) // 2, len(found) - 1, len(found)):
         assert streamed(job, choices, reason, end, anew=anew, after=after) == found[after + 1 :]
@@ -484,7 +475,7 @@ def test_each_state_has_its_status(state: State, failure: Failure | None, status
     assert (found["status"], found["created_at"]) == (status, 5)
     assert (found["error"] is not None) == (status == "failed")
     Response.model_validate_json(raw, strict=True)
-    RESPONSE.validate(published(found))
+    RESPONSE.validate(bare(found))
 
 
 def test_a_readers_own_failure_takes_no_number() -> None:
