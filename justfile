@@ -14,13 +14,19 @@ demo *question:
 up *options:
     @exec .venv/bin/headrace up "$@"
 
-# Run every test but the benchmarks, two at a time (-n 0: one after the other)
+# Run every test but benchmarks and storms, two at a time (-n 0: one after the other)
 test *options:
-    @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow" "$@" tests --ignore=tests/bench
+    @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not on_redis" "$@" \
+        tests --ignore=tests/bench --ignore=tests/chaos
+
+# Run on Debian's Redis what one kind of server is enough to show, and `test` shows on Valkey
+redis *options:
+    @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m on_redis "$@" tests/store || { \
+        [ $? -eq 5 ] && echo 'redis-server is not installed here (Debian: apt-get install redis-server)'; }
 
 # Run the tests that need a minute: unit, store and house, without those marked as lengthy
 quick *options:
-    @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not lengthy" "$@" \
+    @.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not lengthy and not on_redis" "$@" \
         tests/unit tests/store tests/house
 
 # Look for mistakes without running anything: lint, format, types, who imports whom
@@ -34,6 +40,10 @@ check:
 fix:
     @.venv/bin/ruff check --quiet --fix .
     @.venv/bin/ruff format --quiet .
+
+# Make the code of the gRPC contract anew
+protos:
+    @.venv/bin/python -m tests.support.protos
 
 # Measure, and print each figure beside its method: ./just bench --help
 bench *options:

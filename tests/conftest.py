@@ -18,7 +18,8 @@ from tests.support.runner import run
 MARKERS = (
     "slow: takes minutes; ./just chaos runs it, ./just test does not",
     "lengthy: takes seconds that nothing can shorten; ./just test runs it, ./just quick does not",
-    "either_server: one kind of server is enough to show it; lengthy on every other than Valkey",
+    "either_server: one kind of server is enough to show it: Valkey",
+    "on_redis: the same on another kind (set by itself); ./just redis runs it, ./just test does not",
 )
 
 
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what need not meet the second kind of server each time."""
     for item in items:
         if item.get_closest_marker("either_server") and _server_kind_of(item) not in (None, "valkey"):
-            item.add_marker("lengthy")
+            item.add_marker("on_redis")
 
 
 def _server_kind_of(item: pytest.Item) -> str | None:

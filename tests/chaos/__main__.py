@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -40,8 +40,10 @@ PARTS: Final = (
 def main(words: Sequence[str]) -> int:
     """Runs it; 0 where nothing was wrong."""
     options = _parsed(words)
+    if options.short:
+        return _run_short(options.seed)
     seed = options.seed if options.seed is not None else random.randrange(2**32)
-    place = Path(options.out or ROOT / ".headrace" / "chaos" / f"{time.strftime('%m%d-%H%M%S')}-{seed}")
+    place: Path = options.out or ROOT / ".headrace" / "chaos" / f"{time.strftime('%m%d-%H%M%S')}-{seed}"
     place.mkdir(parents=True, exist_ok=True)
     plan = _plan(options, seed)
     sys.stdout.write(f"seed {seed}; {plan}\nhistory: {place / 'history.jsonl'}\n")
@@ -56,6 +58,7 @@ def main(words: Sequence[str]) -> int:
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./just chaos", description=__doc__)
     parser.add_argument("--soak", action="store_true", help="the hour instead of the ten minutes")
+    parser.add_argument("--short", action="store_true", help="what every push runs, in three minutes")
     parser.add_argument("--storm-only", action="store_true", help="without the races, cuts and planted faults")
     parser.add_argument("--seed", type=int, help="repeats a run's choices")
     for name in MINI:
@@ -65,8 +68,16 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--keep-s", type=int, help="how long ended jobs stay, so that their keys' end can be waited for"
     )
-    parser.add_argument("--out", help="the folder for history and logs")
+    parser.add_argument("--out", type=_new_folder, help="the folder for history and logs: a new one, or an empty one")
     return parser.parse_args(words)
+
+
+def _new_folder(text: str) -> Path:
+    """The folder of this name, which holds nothing yet. Raises ArgumentTypeError."""
+    place = Path(text)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise argparse.ArgumentTypeError(f"{place} is there and is no empty folder; name another one or take it away.")
+    return place
 
 
 def _plan(options: argparse.Namespace, seed: int) -> Plan:
@@ -85,11 +96,20 @@ def _plan(options: argparse.Namespace, seed: int) -> Plan:
 def _run_parts(seed: int) -> int:
     """pytest's exit status over the parts, with this seed."""
     files = list(_present(PARTS))
-    words = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", *files]
     sys.stdout.write(f"\nand {len(files)} more: {' '.join(files)}\n")
     sys.stdout.flush()
-    environ = {**os.environ, "HEADRACE_TEST_SEED": str(seed), "HEADRACE_TEST_ALL": "1"}
-    return subprocess.run(words, cwd=ROOT, env=environ, check=False).returncode
+    return _pytest(files, {"HEADRACE_TEST_SEED": str(seed), "HEADRACE_TEST_ALL": "1"})
+
+
+def _run_short(seed: int | None) -> int:
+    """pytest's exit status over the tests of this folder that don't need minutes each."""
+    environ = {} if seed is None else {"HEADRACE_TEST_SEED": str(seed)}
+    return _pytest(["-rfEs", "-m", "not slow", "tests/chaos"], environ)
+
+
+def _pytest(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *words]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, check=False).returncode
 
 
 def _present(patterns: Sequence[str]) -> Iterator[str]:

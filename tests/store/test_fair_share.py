@@ -114,6 +114,7 @@ async def test_a_failed_job_that_used_nothing_costs_nothing(redis_server: RedisS
         assert float(finish.split()[0]) == 0
 
 
+@pytest.mark.either_server
 @pytest.mark.timeout(60)
 async def test_a_tenant_with_a_hundred_times_the_load_lifts_a_quiet_ones_wait_only_a_little(
     redis_server: RedisServer,

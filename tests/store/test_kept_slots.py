@@ -293,6 +293,7 @@ async def a_backlog(slots: Slots, jobs: int) -> None:
     slots.r.later(60_000)
 
 
+@pytest.mark.either_server
 @pytest.mark.timeout(60)
 async def test_callers_as_many_as_slots_who_ask_again_at_once_leave_a_class_its_share(
     redis_server: RedisServer,
@@ -310,6 +311,7 @@ async def test_callers_as_many_as_slots_who_ask_again_at_once_leave_a_class_its_
         assert 0.05 <= slots.share(Priority.BATCH) <= 0.2
 
 
+@pytest.mark.either_server
 @pytest.mark.timeout(60)
 async def test_an_old_batch_backlog_that_has_most_of_the_slots_earns_no_turn_in_kept_ones(
     redis_server: RedisServer,
