@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.contracts import State
 from common.errors import LedgerUnavailable
-from common.ledger import schema
+from common.ledger import migrating, schema
 from common.ledger.database import Database
 from common.ledger.journal import JournalLedger
 from common.ledger.rows import Accepted, End
+from tests.support.fleet import ROOT
 from tests.support.postgres import PostgresServer
 from tests.support.runner import until
 from tests.support.seeds import job_id
@@ -105,8 +107,20 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(ledger_url: st
         assert await ledger.database.run(_differences, limit_s=5, write=False) == []
 
 
+def test_each_migrations_file_is_named_by_its_revision() -> None:
+    packaged = ScriptDirectory(str(ROOT / "common" / "ledger" / "migrations"))
+    files = {f"m{script.revision}_" for script in packaged.walk_revisions()}
+    assert {Path(script.path).name[:6] for script in packaged.walk_revisions()} == files
+    assert packaged.get_current_head() == schema.newest()
+
+
+def test_who_only_looks_loads_no_alembic() -> None:
+    words = "import sys, common.ledger.database; sys.exit('alembic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode == 0
+
+
 async def _differences(connection: AsyncConnection) -> list[object]:
-    return await connection.run_sync(schema.differences)
+    return await connection.run_sync(migrating.differences)
 
 
 async def test_a_look_at_the_revision_makes_nothing(ledger_url: str, tmp_path: Path) -> None:

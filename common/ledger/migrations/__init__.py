@@ -1,1 +1,1 @@
-"""The ledger's migrations, run by `common.ledger.schema` when a process starts."""
+"""The ledger's migrations, run by `common.ledger.migrating` where a process finds them missing."""
