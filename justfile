@@ -57,9 +57,26 @@ chaos *options:
 soak *options:
     @.venv/bin/python -m tests.chaos --soak "$@"
 
-# Resolve the dependencies anew: requirements.lock and deploy/requirements.lock
+# Ask a real vLLM on the CPU everything that is promised of it; the first call installs it: 2.2 GB, minutes
+vllm *options:
+    @.venv/bin/python -m tests.real "$@"
+
+# Ask everything through clients that others wrote; the first call installs them (half a minute): ./just clients -k llamacpp
+clients *options:
+    @.venv/bin/python -m tests.journeys.clients "$@"
+
+# Send 3,000 and more requests that our own OpenAPI document allows or forbids; the first call installs Schemathesis
+fuzz *options:
+    @.venv/bin/python -m tests.fuzz "$@"
+
+# Resolve the dependencies anew: requirements.lock, deploy/requirements.lock, and the clients'
 lock:
     @.venv/bin/uv pip compile --quiet pyproject.toml --extra local --extra dev --generate-hashes --universal \
         --no-header --output-file requirements.lock
     @.venv/bin/uv pip compile --quiet pyproject.toml --constraints requirements.lock --generate-hashes --universal \
         --no-header --output-file deploy/requirements.lock
+    @.venv/bin/uv pip compile --quiet tests/fuzz/schemathesis.in --python-version 3.11 --generate-hashes --universal \
+        --no-header --output-file tests/fuzz/schemathesis.lock
+    @for set in newest older; do \
+        .venv/bin/uv pip compile --quiet tests/journeys/clients/apart/$set.in --python-version 3.11 --generate-hashes \
+            --universal --no-header --output-file tests/journeys/clients/apart/$set.lock; done

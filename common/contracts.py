@@ -78,6 +78,7 @@ class Job:
     length tells how long the model's answers are; 0 where it does not, as under a limit that would cut most of them.
     `dialect`: what the request came in, '' for the endpoint's own, and `asked` what its answer repeats of the request.
     `choice`: the name that was asked for and why `model` was taken, where that is another.
+    `batch`: the batch that it is a line of; such jobs are found by their ids, and no list of jobs shows them.
     """
 
     id: str
@@ -109,6 +110,7 @@ class Job:
     dialect: str = ""
     asked: JsonObject = field(default_factory=dict[str, Any])
     choice: JsonObject = field(default_factory=dict[str, Any])
+    batch: str = ""
 
     def encode(self) -> bytes:
         """The job as JSON bytes, as it is stored."""
@@ -151,11 +153,14 @@ class Chunk:
 
     Not frozen, only because a frozen dataclass costs three times as much to make and one is made for each token;
     nobody changes one. `extra` holds other top-level keys worth keeping (`system_fingerprint`, `service_tier`).
+    `counted`: of OpenAI's usage what is known so far, where that is not all: its other half, or the rest of the answer,
+    may never be told.
     """
 
     choices: list[JsonObject]
     usage: Usage | None = None
     extra: JsonObject | None = None
+    counted: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,15 +138,23 @@ class Admission:
         except StoreUntouched:
             raise
         except (TimeoutError, StoreUnavailable):
-            # One that is journaled is accepted all the same, or taken back from the journal.
-            if not job.idempotency and not job.journal:
-                self._withdrawals.owe(job.id)
+            self._withdraw(job)
             raise StoreUnavailable() from None
+        except asyncio.CancelledError:
+            # Whoever asked has gone meanwhile, and nobody else knows of it.
+            if job.on_disconnect is OnDisconnect.CANCEL:
+                self._withdraw(job)
+            raise
         except StoreFull:
             raise store_full() from None
         if admitted.code not in (Submitted.ACCEPTED, Submitted.DUPLICATE):
             raise refusal_of(admitted, job)
         return admitted
+
+    def _withdraw(self, job: Job) -> None:
+        # One that is journaled is accepted all the same, or taken back from the journal.
+        if not job.idempotency and not job.journal:
+            self._withdrawals.owe(job.id)
 
     async def _submit_once(self, job: Job, gateway: str) -> Admitted:
         if job.idempotency and self._many_pools:

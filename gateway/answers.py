@@ -46,9 +46,10 @@ def choice_headers(job: Job) -> dict[str, str]:
 
 def refusal(failure: Failure, job: Job, headers: dict[str, str]) -> Response:
     """A job's bad end as an HTTP answer. Asked again with its idempotency key it is the same, so SDKs shall not."""
-    status, body, of_failure = surface_of(job).refused(failure)
+    surface = surface_of(job)
+    status, body, of_failure = surface.refused(failure)
     again = {"x-should-retry": "false"} if job.idempotency else {}
-    return Response(body, status, {**of_failure, **headers, **again}, "application/json")
+    return Response(body, status, {**of_failure, **headers, **again}, surface.refused_as)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def _stored_stream(parts: Parts, record: Record, headers: dict[str, str]) -> Res
     """The stored answer in a stream's clothes: its own stream is no longer kept."""
     outcome, job = record.outcome, answered_by(record.job, record.outcome)
     if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
-        return refusal(_why(outcome), job, headers)
+        return refusal(why(outcome), job, headers)
     shape = surface_of(job).shape(job, record.created_ms // 1000)
     frames = stored_frames(shape, record.fence, outcome, record.result)
     return EventStream(parts.hub, frames, headers, media_type=shape.media_type)
@@ -141,7 +142,8 @@ async def _known(parts: Parts, job_id: str) -> Record:
     return record
 
 
-def _why(outcome: Outcome | None) -> Failure:
+def why(outcome: Outcome | None) -> Failure:
+    """Why there is no answer, of a job that ended so."""
     return (outcome.failure if outcome else None) or Failure("internal_error", "The job ended without a reason.")
 
 
@@ -188,7 +190,7 @@ class Ended:
     def failure(self) -> Failure | None:
         """Why there is no answer, where there is none."""
         succeeded = self.outcome.status is State.SUCCEEDED and self.result is not None
-        return None if succeeded else _why(self.outcome)
+        return None if succeeded else why(self.outcome)
 
 
 async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
@@ -198,11 +200,25 @@ async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
         return Response(status_code=499)
     failure, result = ended.failure, ended.result
     if failure is not None or result is None:
-        return refusal(failure or _why(None), ended.job, ended.headers)
+        return refusal(failure or why(None), ended.job, ended.headers)
     body = await shaped(result, surface_of(ended.job).whole, ended.job, ended.created_ms // 1000, result)
     if (timed := surface_of(ended.job).timed) is not None:
         body = timed(body, ended.outcome)
     return Response(body, 200, ended.headers, "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A job in the queue whose end is waited for here; whoever has it leaves the waiter afterwards.
+
+    `own`: it was made for this request, and not for an earlier one with the same idempotency key.
+    """
+
+    job: Job
+    created_ms: int
+    waiter: Waiter
+    limit_s: float
+    own: bool
 
 
 async def wait_for_end(parts: Parts, job: Job, request: Request | None) -> Ended | None:
@@ -210,38 +226,50 @@ async def wait_for_end(parts: Parts, job: Job, request: Request | None) -> Ended
 
     Without a request nobody looks for that: whoever leaves cancels the call. Raises what `Admission.admit` raises.
     """
+    awaited = await await_end(parts, job)
+    try:
+        came = await _end_or_hangup(awaited.waiter, request, awaited.limit_s)
+        return await ended(parts, awaited) if came else None
+    finally:
+        parts.hub.leave(awaited.waiter)
+
+
+async def await_end(parts: Parts, job: Job) -> Awaited:
+    """This job, now admitted, or the one that its idempotency key names. Raises what `Admission.admit` raises."""
     waiter = parts.hub.expect_end(job.id)
     try:
         admitted = await parts.admission.admit(job, gateway=parts.hub.id)
-        if admitted.job_id != job.id:
-            return await _attached_end(parts, admitted.job_id, request)
-        came = await _end_or_hangup(waiter, request, job.deadline_in_ms / 1000 + LATE_S)
-    finally:
+        if admitted.job_id == job.id:
+            return Awaited(job, admitted.created_ms, waiter, job.deadline_in_ms / 1000 + LATE_S, own=True)
+    except BaseException:
         parts.hub.leave(waiter)
-    if not came:
-        return None
-    outcome, result = await _end_of(parts, job.id, waiter)
-    headers = {**job_headers(job.id), **choice_headers(job)}
-    return Ended(answered_by(job, outcome), admitted.created_ms, outcome, result, headers)
+        raise
+    parts.hub.leave(waiter)
+    return await _attached_end(parts, admitted.job_id)
 
 
-async def _attached_end(parts: Parts, job_id: str, request: Request | None) -> Ended | None:
-    """The end of the job that an idempotency key names: stored, or when it comes."""
+async def _attached_end(parts: Parts, job_id: str) -> Awaited:
+    """The job that an idempotency key names: it may have ended long ago."""
     waiter = await parts.hub.watch_end(job_id)
     try:
         record = await _known(parts, job_id)
+        left_s = 0.0
         if not record.state.ended:
             left_s = (record.deadline_ms - await parts.queue.now_ms()) / 1000
-            if not await _end_or_hangup(waiter, request, max(0.0, left_s) + LATE_S):
-                return None
-            record = await _known(parts, job_id)
-    finally:
+        elif not waiter.ended:
+            waiter.end.set_result(None)
+    except BaseException:
         parts.hub.leave(waiter)
-    if record.outcome is None:
-        raise InternalError("The job's record is gone.", code="stream_lost")
-    headers = {**job_headers(job_id), **choice_headers(record.job), **REPLAYED}
-    job = answered_by(record.job, record.outcome)
-    return Ended(job, record.created_ms, record.outcome, record.result or None, headers)
+        raise
+    return Awaited(record.job, record.created_ms, waiter, max(0.0, left_s) + LATE_S, own=False)
+
+
+async def ended(parts: Parts, awaited: Awaited) -> Ended:
+    """How the job ended, whose end has come. Raises InternalError where its record is gone."""
+    job = awaited.job
+    outcome, result = await _end_of(parts, job.id, awaited.waiter)
+    headers = {**job_headers(job.id), **choice_headers(job), **({} if awaited.own else REPLAYED)}
+    return Ended(answered_by(job, outcome), awaited.created_ms, outcome, result, headers)
 
 
 async def shaped(
@@ -265,29 +293,32 @@ async def _end_of(parts: Parts, job_id: str, waiter: Waiter) -> tuple[Outcome, b
 
 async def _end_or_hangup(waiter: Waiter, request: Request | None, limit_s: float) -> bool:
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S if request else limit_s):
             await asyncio.shield(waiter.end)
             return True
     except TimeoutError:
-        pass
-    hangup = asyncio.ensure_future(_hangup(request) if request else _never())
+        if request is None:
+            raise not_ended() from None
+    hangup = asyncio.ensure_future(hung_up(request))
     try:
         ends: list[asyncio.Future[object]] = [waiter.end, hangup]  # pyright: ignore[reportAssignmentType]
         done, _ = await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         hangup.cancel()
     if not done:
-        raise HeadraceError("The job did not end by its deadline.", code="timeout")
+        raise not_ended()
     if waiter.end.done():
         waiter.end.result()
         return True
     return False
 
 
-async def _hangup(request: Request) -> None:
+def not_ended() -> HeadraceError:
+    """The refusal where a job's end did not come in time."""
+    return HeadraceError("The job did not end by its deadline.", code="timeout")
+
+
+async def hung_up(request: Request) -> None:
+    """Returns when the caller has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _never() -> None:
-    await asyncio.get_running_loop().create_future()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from structlog.contextvars import get_contextvars
 
 from common.contracts import Failure, JsonObject
@@ -47,6 +49,7 @@ TABLE: Final = {
     "unknown_parameter": Row(400),
     "unsupported_parameter": Row(400),
     "previous_response_not_found": Row(400),
+    "thread_unsupported_request": Row(400),
     "invalid_host": Row(400),
     "invalid_api_key": Row(401),
     "permission_denied": Row(403, "permission_error"),
@@ -137,6 +140,8 @@ _ANTHROPIC_TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+# Anthropic's clients act on these.
+_TOLD_BY_CODE: Final = frozenset({"thread_unsupported_request"})
 # Of our 503s those that mean too much work. Where something is away, 503 stays.
 _OVERLOADED: Final = frozenset({"wait_exceeds_deadline", "server_overloaded", "store_full", "upstream_busy"})
 
@@ -145,7 +150,9 @@ def anthropic_error_object(failure: Failure) -> bytes:
     """Anthropic's error object as JSON: the body of an answer, or the data of a stream's last event."""
     status = _anthropic_status(failure)
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    error = {"type": kind, "message": failure.message}
+    error: JsonObject = {"type": kind, "message": failure.message}
+    if failure.code in _TOLD_BY_CODE:
+        error["details"] = {"error_code": failure.code, "unsupported": [failure.param]}
     # The request's own id, as its log lines have it.
     return orjson.dumps({"type": "error", "error": error, "request_id": get_contextvars().get("request_id")})
 
@@ -233,8 +240,8 @@ def answer(failure: Failure, path: str, *, extra: Headers | None = None) -> Resp
 # --- where FastAPI would answer in its own way ------------------------------------------------------------------------
 
 
-def install(app: FastAPI, metrics: GatewayMetrics) -> None:
-    """Has every refusal of this application answered by the table, and counted.
+def install(app: FastAPI, metrics: GatewayMetrics, routers: Sequence[APIRouter] = ()) -> None:
+    """Has every refusal of this application, with these routers, answered by the table, and counted.
 
     What nobody expected is not answered here but in `gateway.http`, the outermost layer, so that it has a request id.
     """
@@ -244,13 +251,31 @@ def install(app: FastAPI, metrics: GatewayMetrics) -> None:
         metrics.refused(error.failure.code)
         return answer(error.failure, _surface(request))
 
+    routes = [one for router in (app, *routers) for one in router.routes if isinstance(one, Route)]
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code != 405:
+            return _http_answer(request, error)
+        return _http_answer(request, HTTPException(405, headers={"Allow": _allowed(routes, request)}))
+
     app.add_exception_handler(HeadraceError, on_headrace_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _allowed(routes: Sequence[Route], request: Request) -> str:
+    """The methods of what is at this address, which several routes may serve.
+
+    Where it fits more than one template, as `/v1/responses/input_tokens` does, the one with the fewest blanks counts.
+    """
+    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    blanks = min((len(route.param_convertors) for route in fitting), default=0)
+    methods = [route.methods or () for route in fitting if len(route.param_convertors) == blanks]
+    return ", ".join(sorted({name for of_route in methods for name in of_route}))
+
+
+def _http_answer(request: Request, error: HTTPException) -> Response:
     path: str = request.scope["path"]
     code = _BY_STATUS.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal_error")
     text = {

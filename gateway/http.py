@@ -23,34 +23,17 @@ from common.config import Settings
 from common.contracts import Failure
 from common.errors import CallerError, TooLarge
 from common.metrics import GatewayMetrics
+from gateway.cors import Cors, RawHeaders
 from gateway.errors import answer, speaks_anthropic
 
 log = structlog.get_logger(__name__)
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
-# A browser remembers for so long what it may send.
-PREFLIGHT_LIFE_S: Final = 600
 # Where a scope has the call that ends its connection in mid-answer.
 HANG_UP: Final = "headrace.hang_up"
 
-RawHeaders = list[tuple[bytes, bytes]]
-
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_ALLOWED: Final = frozenset(
-    {
-        *("authorization", "content-type", "accept", "x-api-key", "idempotency-key", "last-event-id", "cache-control"),
-        *("openai-beta", "openai-organization", "openai-project", "user-agent"),
-        *("anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
-    }
-)
-_ALLOWED_PREFIXES: Final = ("x-stainless-", "x-headrace-")
-_EXPOSED: Final = (
-    b"x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, openai-processing-ms, location, "
-    b"x-headrace-job-id, x-headrace-durability, x-headrace-model, x-headrace-choice-reason, "
-    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-    b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
-)
 
 
 class UnsupportedMediaType(CallerError):
@@ -65,6 +48,9 @@ class RequestTimeout(CallerError):
     code = "request_timeout"
 
 
+# What HTTP clients call a body of which their caller said nothing: curl, and aiohttp with a text or bytes.
+_UNMEANT_KINDS: Final = frozenset({b"application/x-www-form-urlencoded", b"text/plain", b"application/octet-stream"})
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +62,8 @@ def request_id(request: Request) -> str:
 async def read_body(request: Request, *, limit_bytes: int, timeout_s: float, forms: bool = False) -> bytes:
     """A JSON body. Raises TooLarge without reading on, RequestTimeout, UnsupportedMediaType, BadRequest.
 
-    `forms`: JSON that calls itself a form, as curl's does where nothing else is said, is taken from whoever is no page.
+    `forms`: JSON that calls itself a form, text or bytes, as HTTP clients do where their caller says nothing, is taken
+    from whoever is no page.
     """
     _check_body_headers(request.scope["headers"], limit_bytes, forms=forms)
     try:
@@ -115,7 +102,7 @@ def _check_body_headers(headers: RawHeaders, limit_bytes: int, *, forms: bool = 
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             # A few kilobytes can unpack to gigabytes.
             raise UnsupportedMediaType("Compressed bodies are not accepted: send it without Content-Encoding.")
-    if forms and kind == b"application/x-www-form-urlencoded" and not from_page:
+    if forms and kind in _UNMEANT_KINDS and not from_page:
         return
     # A page of another site can send a body of no type without being asked; one that names JSON is asked first.
     if kind != b"application/json" and (kind or from_page):
@@ -268,52 +255,6 @@ def check_head(scope: Scope) -> Failure | None:
 
 def _headers_too_large() -> Failure:
     return Failure("headers_too_large", f"The request's headers are too large: at most {MAX_HEAD_BYTES} bytes.")
-
-
-class Cors:
-    """Which pages of other sites may call; by default none. Keys travel in a header, so cookies play no part."""
-
-    def __init__(self, origins: tuple[str, ...]) -> None:
-        self._any = "*" in origins
-        self._origins = frozenset(origin.encode() for origin in origins)
-
-    def headers(self, request: RawHeaders) -> RawHeaders:
-        """What lets the page that asked read the answer."""
-        if not self._origins:
-            return []
-        origin = _header(request, b"origin")
-        if not origin or not (self._any or origin in self._origins):
-            return [(b"vary", b"Origin")]
-        return [
-            (b"access-control-allow-origin", b"*" if self._any else origin),
-            (b"access-control-expose-headers", _EXPOSED),
-            (b"vary", b"Origin"),
-        ]
-
-    def asks(self, request: RawHeaders) -> bool:
-        """Whether this is a browser asking what a page may send."""
-        return bool(self._origins and _header(request, b"access-control-request-method"))
-
-    def preflight(self, request: RawHeaders) -> RawHeaders:
-        """What a page may send; of the headers it asks for, those that are known."""
-        wanted = _header(request, b"access-control-request-headers").decode("latin-1").lower().split(",")
-        names = [name.strip() for name in wanted[:100]]
-        allowed = [name for name in names if name in _ALLOWED or _TOKEN.fullmatch(name)]
-        return [
-            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
-            (b"access-control-allow-headers", ", ".join(allowed).encode("latin-1")),
-            (b"access-control-max-age", b"%d" % PREFLIGHT_LIFE_S),
-        ]
-
-
-_TOKEN: Final = re.compile(rf"(?:{'|'.join(_ALLOWED_PREFIXES)})[a-z0-9-]{{1,64}}")
-
-
-def _header(headers: RawHeaders, wanted: bytes) -> bytes:
-    for name, value in headers:
-        if name == wanted:
-            return value
-    return b""
 
 
 # --- below ASGI -------------------------------------------------------------------------------------------------------

@@ -244,6 +244,7 @@ class Journal:
             deadline_ms=now_ms + job.deadline_in_ms,
             idempotency=job.idempotency,
             fingerprint=job.fingerprint,
+            batch=job.batch,
         )
 
     async def _enqueue(self, job: Job, ends_s: float) -> Admitted | None:

@@ -19,7 +19,10 @@ from common import memory
 from common.clock import SystemClock
 from common.config import Settings
 from common.health import HealthStore
-from common.ledger.database import Database
+from common.ledger.batch_lines import LinesLedger
+from common.ledger.batches import BatchesLedger
+from common.ledger.database import FILE_NAME, Database
+from common.ledger.files import FilesLedger
 from common.ledger.journal import JournalLedger
 from common.log import configure
 from common.metrics import GatewayMetrics
@@ -27,9 +30,12 @@ from common.outbox import Outbox
 from common.queue import Queue, Retention
 from common.store import Store
 from common.stream import StreamStore
-from gateway import docs, errors
+from gateway import errors
 from gateway.admission import Admission
 from gateway.auth import Auth
+from gateway.batches.desk import Desk
+from gateway.batches.runner import Runner
+from gateway.docs import pages
 from gateway.estimates import Estimates
 from gateway.http import BoundedProtocol
 from gateway.http import install as install_http
@@ -41,7 +47,19 @@ from gateway.parts import Parts
 from gateway.pressure import Pressure
 from gateway.prices import Prices
 from gateway.readers import Limits
-from gateway.routes import admin, chat, completions, embeddings, jobs, messages, ollama, responses, status
+from gateway.routes import (
+    admin,
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    jobs,
+    messages,
+    ollama,
+    responses,
+    status,
+)
 from gateway.rpc.server import RpcServer
 from gateway.withdrawal import Withdrawals
 
@@ -50,6 +68,7 @@ log = structlog.get_logger(__name__)
 SHORTEST_INBOX_LIFE_S: Final = 5.0
 LEAVE_STREAMS_S: Final = 2.0
 METRICS_PORT: Final = 9091
+SHORTEST_BATCH_LEASE_S: Final = 3.0
 
 
 def build(parts: Parts, rpc: RpcServer | None = None) -> FastAPI:
@@ -61,12 +80,16 @@ def build(parts: Parts, rpc: RpcServer | None = None) -> FastAPI:
         parts.pressure.start()
         parts.withdrawals.start()
         parts.estimates.start()
+        if _may_have_batches(parts.settings):
+            parts.runner.start()
         if rpc is not None:
             await rpc.start()
         yield
         if rpc is not None:
             await rpc.close()
+        await parts.runner.close()
         await parts.journal.close()
+        await parts.database.close()
         await parts.estimates.close()
         await parts.withdrawals.close()
         await parts.pressure.close()
@@ -76,10 +99,14 @@ def build(parts: Parts, rpc: RpcServer | None = None) -> FastAPI:
     app = FastAPI(
         title="Headrace", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for module in (chat, messages, completions, embeddings, ollama, jobs, status, admin, responses):
-        app.include_router(module.router(parts))
-    docs.install(app)
-    errors.install(app, parts.metrics)
+    routers = [
+        module.router(parts)
+        for module in (chat, messages, completions, embeddings, ollama, jobs, status, admin, responses, files, batches)
+    ]
+    for router in routers:
+        app.include_router(router)
+    pages.install(app, list(parts.settings.model_names))
+    errors.install(app, parts.metrics, routers)
     install_http(app, parts.settings, parts.metrics)
     return app
 
@@ -102,7 +129,22 @@ def open_parts(settings: Settings, store: Store) -> Parts:
     estimates = Estimates(queue, clock, pool_by_model=settings.pool_by_model)
     prices = Prices(settings)
     admission = Admission(settings, Models(settings, prices), queue, pressure, withdrawals, estimates)
-    ledger = JournalLedger(Database.of(settings)) if settings.journal == "on" else None
+    database = Database.of(settings)
+    ledger = JournalLedger(database) if settings.journal == "on" else None
+    journal = Journal(ledger, store, queue, admission, pressure, clock)
+    stored, made = FilesLedger(database), BatchesLedger(database)
+    desk = Desk(
+        made,
+        LinesLedger(database),
+        stored,
+        queue,
+        Outbox(store),
+        journal,
+        admission,
+        clock,
+        lease_s=max(SHORTEST_BATCH_LEASE_S, settings.lease_s),
+        most_line_bytes=settings.max_body_bytes,
+    )
     return Parts(
         settings=settings,
         clock=clock,
@@ -117,10 +159,20 @@ def open_parts(settings: Settings, store: Store) -> Parts:
         pressure=pressure,
         withdrawals=withdrawals,
         estimates=estimates,
-        journal=Journal(ledger, store, queue, admission, pressure, clock),
+        journal=journal,
         listing=Listing(Outbox(store), settings.all_pools, ledger),
         prices=prices,
+        database=database,
+        files=stored,
+        batches=made,
+        runner=Runner(desk),
     )
+
+
+def _may_have_batches(settings: Settings) -> bool:
+    """Whether there may be batches to go on with: without a journal only where there is a ledger all the same."""
+    wanted = settings.journal == "on" or settings.database_url is not None
+    return wanted or (settings.data_dir / FILE_NAME).exists()
 
 
 class Server(uvicorn.Server):
@@ -152,7 +204,7 @@ async def serve(settings: Settings) -> int:
     store = Store.from_url(settings.effective_redis_url)
     parts = open_parts(settings, store)
     try:
-        rpc = _open_rpc(parts)
+        rpc = open_rpc(parts)
     except OSError as error:
         log.error("gateway.cannot_listen", port=settings.grpc_port, error=str(error))
         await store.close()
@@ -190,7 +242,7 @@ async def serve(settings: Settings) -> int:
     return 0 if server.started else 1
 
 
-def _open_rpc(parts: Parts) -> RpcServer | None:
+def open_rpc(parts: Parts) -> RpcServer | None:
     """gRPC on its port, or None where it is off. Raises OSError where the port that was asked for is taken.
 
     Several gateways on one machine share the default port, so only one that was asked for must be had.

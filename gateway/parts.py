@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from common.clock import Clock
 from common.config import Settings
 from common.health import HealthStore
+from common.ledger.batches import BatchesLedger
+from common.ledger.database import Database
+from common.ledger.files import FilesLedger
 from common.metrics import GatewayMetrics
 from common.queue import Queue
 from common.store import Store
 from common.stream import StreamStore
 from gateway.admission import Admission
 from gateway.auth import Auth
+from gateway.batches.runner import Runner
 from gateway.estimates import Estimates
 from gateway.hub import Hub
 from gateway.journal import Journal
@@ -42,3 +46,7 @@ class Parts:
     journal: Journal
     listing: Listing
     prices: Prices
+    database: Database
+    files: FilesLedger
+    batches: BatchesLedger
+    runner: Runner

@@ -17,13 +17,14 @@ class Answer:
     upstream tells no usage.
     """
 
-    __slots__ = ("_choices", "_extra", "_prompt_tokens", "_usage", "text_bytes")
+    __slots__ = ("_choices", "_counted", "_extra", "_prompt_tokens", "_usage", "text_bytes")
 
     def __init__(self, prompt_tokens: int = 0) -> None:
         self.text_bytes = 0
         self._prompt_tokens = prompt_tokens
         self._choices: dict[int, _Choice] = {}
         self._usage: Usage | None = None
+        self._counted: JsonObject = {}
         self._extra: JsonObject = {}
 
     def add(self, chunk: Chunk) -> None:
@@ -36,6 +37,8 @@ class Answer:
             self.text_bytes += gathered.add(choice)
         if chunk.usage is not None:
             self._usage = chunk.usage
+        if chunk.counted is not None:
+            self._counted |= chunk.counted
         if chunk.extra is not None:
             self._extra.update(chunk.extra)
 
@@ -46,11 +49,17 @@ class Answer:
 
     @property
     def usage(self) -> Usage:
-        """What the upstream counted, or an estimate that says so (`details["estimated"]`)."""
+        """What the upstream counted; else as much of it as it told and an estimate of the rest, which says so.
+
+        (`details["estimated"]`, also where both were told but the answer broke off: more may have been made since.)
+        """
         if self._usage is not None:
             return self._usage
-        tokens = sum(choice.tokens for choice in self._choices.values())
-        return Usage(self._prompt_tokens, tokens, {"estimated": True})
+        rest = dict(self._counted)
+        prompt, made = rest.pop("prompt_tokens", None), rest.pop("completion_tokens", None)
+        if made is None:
+            made = sum(choice.tokens for choice in self._choices.values())
+        return Usage(self._prompt_tokens if prompt is None else prompt, made, {**rest, "estimated": True})
 
     def result(self) -> JsonObject:
         """The answer in OpenAI's shape, but for `id`, `object`, `created` and `model`."""

@@ -21,12 +21,13 @@ from arq.worker import Worker, func
 from common import keys
 from common.clock import Clock
 from common.contracts import Failure, JsonObject, State
-from common.errors import HeadraceError, LaterError
+from common.errors import HeadraceError
 from common.queue import Cap, Claim, PutBack, Queue, Settlement
-from common.store import BlockingReader, Store
-from workers.bells import Ring, bells, ring_of
+from common.store import Store
 from workers.endings import CANCELLED, LATE, RETRY_STORE_S, Endings
-from workers.orders import Order, Verb, read_order
+from workers.hearing import ROUND_S, Hearing
+from workers.lease import Lease
+from workers.orders import Order, Verb
 from workers.preemption import moved, overdraft, who_gives_way, yielding
 from workers.runs import Attempt, Duties, EngineOptions, GiveBack, Run, Stop
 
@@ -34,7 +35,6 @@ __all__ = ["Duties", "EngineOptions", "GiveBack", "PoolWorker", "Run"]
 
 log = structlog.get_logger(__name__)
 
-ROUND_S: Final = 1.0
 LAST_STEPS_S: Final = 3.0
 FUNCTION: Final = "inference"
 DRAINED: Final = Failure("upstream_interrupted", "The worker was stopped in mid-answer; ask again.")
@@ -122,19 +122,29 @@ class PoolWorker(Worker):
         self._clock = clock
         self._duties = duties
         self._lanes = duties.lanes
-        self.id = duties.new_id()
         self._options = options
+        self._lease = Lease(
+            queue,
+            clock,
+            duties,
+            lease_s=options.lease_s,
+            show=self._show,
+            takes=lambda: 0 if self._draining else options.concurrency,
+        )
+        self._hearing = Hearing(
+            store,
+            queue,
+            duties.lanes,
+            worker_id=lambda: self.id,
+            free=lambda: self.free,
+            bell_wait_s=options.bell_wait_s,
+        )
         self._endings = Endings(queue, clock, worker_id=lambda: self.id)
         self._started_at_s = clock.now_ms() // 1000
         self._attempts: dict[str, Attempt] = {}
         self._settling: set[str] = set()
         self._next: dict[str, Claim] = {}
-        self._wanted = asyncio.Event()
-        self._looked = asyncio.Event()
-        self._freed = asyncio.Event()
         self._more_waits = False
-        self._kept: set[str] = set()
-        self._unheard: frozenset[str] = frozenset()
         self._doubtful = False
         self._draining = False
         self._helpers: list[asyncio.Task[None]] = []
@@ -144,12 +154,16 @@ class PoolWorker(Worker):
 
     async def main(self) -> None:
         """Registers (waiting for Redis as long as it takes), then arq's own loop."""
-        await self._register()
-        loops = {"beat": self._beat, "bells": self._listen_bells, "control": self._listen_control}
+        await self._lease.register()
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
+            "beat": lambda: self._lease.keep(self._fenced, self._doubt),
+            "bells": self._hearing.listen,
+            "control": lambda: self._hearing.obey(self._doubt, self._carry_out),
+        }
         if self._options.preemptible:
             loops["urgent"] = self._watch_urgent
         self._helpers += [asyncio.create_task(self._keep(loop), name=name) for name, loop in loops.items()]
-        self._wanted.set()
+        self._hearing.wanted.set()
         log.info("worker.ready", worker=self.id, pools=list(self._lanes), concurrency=self._options.concurrency)
         while True:
             await self._poll_iteration()
@@ -199,7 +213,12 @@ class PoolWorker(Worker):
 
     async def _tell_drain(self) -> None:
         with suppress(HeadraceError):  # the next beat tells it
-            await self._renew()
+            await self._lease.renew()
+
+    @property
+    def id(self) -> str:
+        """The worker's name now: another one after it was given up."""
+        return self._lease.id
 
     @property
     def running(self) -> int:
@@ -220,44 +239,18 @@ class PoolWorker(Worker):
                 log.warning("worker.store_trouble", error=error.failure.message)
                 await self._clock.sleep(RETRY_STORE_S)
 
-    # --- leases -----------------------------------------------------------------------------------------------------
+    # --- the lease ----------------------------------------------------------------------------------------------------
 
-    async def _register(self) -> None:
-        while True:
-            try:
-                await self._renew(register=True)
-                return
-            except LaterError as error:
-                log.warning("worker.waiting_for_store", error=error.failure.message)
-                await self._clock.sleep(RETRY_STORE_S)
-
-    async def _renew(self, *, register: bool = False) -> bool:
-        """Whether every pool's lease goes on."""
-        takes = 0 if self._draining else self._options.concurrency
-        for pool in self._lanes:
-            alive = await self._queue.beat(
-                pool, self.id, lease_s=self._options.lease_s, info=self._show(), concurrency=takes, register=register
-            )
-            if not alive:
-                return False
-        return True
-
-    async def _beat(self) -> None:
-        while True:
-            await self._clock.sleep(self._options.lease_s / 3)
-            if not await self._renew():
-                await self._start_anew()
-            # A bell or a claim's answer may have been lost, and an empty lane's jobs may have become servable.
-            self._doubtful = True
-            self._wanted.set()
-
-    async def _start_anew(self) -> None:
-        """This worker was given up: its jobs are others' now. It lets go of them and registers under a new name."""
+    def _fenced(self) -> None:
+        """This worker was given up: its jobs are others' now. It lets go of them."""
         log.error("worker.fenced", worker=self.id, jobs=len(self._attempts))
         for job_id in list(self._attempts):
             self.abandon(job_id)
-        self.id = self._duties.new_id()
-        await self._register()
+
+    def _doubt(self) -> None:
+        """A bell or a claim's answer may have been lost, and an empty lane's jobs may have become servable."""
+        self._doubtful = True
+        self._hearing.wanted.set()
 
     def _show(self) -> JsonObject:
         return {
@@ -270,8 +263,8 @@ class PoolWorker(Worker):
     # --- how jobs come ------------------------------------------------------------------------------------------------
 
     async def _poll_iteration(self) -> None:
-        await self._wanted.wait()
-        self._wanted.clear()
+        await self._hearing.wanted.wait()
+        self._hearing.wanted.clear()
         try:
             if self._doubtful:
                 await self._return_unknown()
@@ -283,16 +276,16 @@ class PoolWorker(Worker):
             log.warning("worker.store_trouble", error=error.failure.message)
             await self._clock.sleep(RETRY_STORE_S)
             self._doubtful = True
-            self._wanted.set()
+            self._hearing.wanted.set()
         finally:
-            self._looked.set()
+            self._hearing.looked.set()
         if self._clock.monotonic_s() - self._last_cron_s >= ROUND_S:
             self._last_cron_s = self._clock.monotonic_s()
             await self.heart_beat()
 
     def wake(self) -> None:
         """Has the worker look for work: what kept it from some, a backend without room, may be over."""
-        self._wanted.set()
+        self._hearing.wanted.set()
 
     async def record_health(self) -> None:
         """Does nothing: the lease shows how a worker does, and arq's own call ended this loop when Redis went away."""
@@ -306,21 +299,12 @@ class PoolWorker(Worker):
                 return  # no lease: the next beat finds out and starts anew
             for claim in claims:
                 caps = moved(caps, self._start(claim), -1)
-            await self._note_kept(pool, kept=claims.kept)
+            await self._hearing.note_kept(pool, kept=claims.kept)
             if len(claims) < most:
                 # Behind a cap that is reached more may wait: as soon as a slot is free it is worth asking again.
                 self._more_waits |= any(cap.most <= 0 for cap in caps)
                 return
             self._more_waits = True
-
-    async def _note_kept(self, pool: str, *, kept: bool) -> None:
-        """Which bells the worker waits on follows from this, also where it waits already."""
-        if kept:
-            self._kept.add(pool)
-            return
-        self._kept.discard(pool)
-        if pool in self._unheard:
-            await self._queue.nudge(pool, self.id)
 
     def _caps(self, pool: str) -> list[Cap]:
         caps = self._duties.caps.get(pool)
@@ -353,7 +337,7 @@ class PoolWorker(Worker):
             self._look_again()  # its slot is free only now
         self._settling.discard(job_id)
         self.aborting_tasks.discard(job_id)
-        self._freed.set()
+        self._hearing.freed.set()
         if (claim := self._next.pop(job_id, None)) is not None and self.allow_pick_jobs:
             self._start(claim)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -387,37 +371,10 @@ class PoolWorker(Worker):
         if await self._queue.told_to_drain(pool, self.id):
             self.drain()
 
-    async def _listen_bells(self) -> None:
-        async with self._store.blocking() as reader:
-            while True:
-                if self.free <= 0:
-                    self._freed.clear()
-                    await self._freed.wait()
-                    continue
-                ring = await self._ring(reader)
-                if ring is None or not (ring.nudged or self.free <= 0):
-                    # A first token waits for the claim; to listen again has time until that is answered.
-                    self._looked.clear()
-                    self._wanted.set()
-                    await self._looked.wait()
-                elif not ring.nudged:
-                    # The slots went to others meanwhile: the call is for a worker that has one.
-                    await self._queue.ring(ring.pool, urgent=ring.urgent)
-
-    async def _ring(self, reader: BlockingReader) -> Ring | None:
-        """The next ring; None after a while without any, as one may be lost, and slots are not kept for ever."""
-        self._unheard = frozenset(self._kept)
-        heard, wait_s = bells(self._lanes, self.id, self._unheard), self._options.bell_wait_s
-        try:
-            rung = await reader.command("BLPOP", *heard, wait_s, wait_s=wait_s)
-        finally:
-            self._unheard = frozenset()
-        return None if rung is None else ring_of(heard[rung[0].decode()], rung[1])
-
     def _look_again(self) -> None:
         """A slot is free: claims for it where the last claim left something, or may have."""
-        if self._more_waits or self._kept:
-            self._wanted.set()
+        if self._more_waits or self._hearing.kept:
+            self._hearing.wanted.set()
 
     # --- urgent work pushes other work out ----------------------------------------------------------------------------
 
@@ -464,19 +421,7 @@ class PoolWorker(Worker):
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
-    async def _listen_control(self) -> None:
-        async with self._store.blocking() as reader:
-            self._doubtful = True
-            self._wanted.set()
-            while True:
-                await self._obey(reader)
-
-    async def _obey(self, reader: BlockingReader) -> None:
-        lists = [keys.control(pool, self.id) for pool in self._lanes]
-        found = await reader.command("BLPOP", *lists, ROUND_S, wait_s=ROUND_S)
-        order = read_order(found[1]) if found is not None else None
-        if order is None:
-            return
+    def _carry_out(self, order: Order) -> None:
         if order.verb is Verb.DRAIN:
             self.drain()
         else:
@@ -549,6 +494,6 @@ class PoolWorker(Worker):
 
     async def _settle(self, attempt: Attempt, end: Settlement) -> None:
         self._settling.add(attempt.claim.job.id)
-        self._freed.set()
+        self._hearing.freed.set()
         self._look_again()  # the claim for the freed slot goes in the same trip as the settle
         await self._endings.settle(attempt, end)

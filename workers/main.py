@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from typing import Final
 
@@ -155,7 +156,9 @@ def _info(settings: Settings, fleet: Fleet) -> JsonObject:
     }
 
 
+@cache
 def _version() -> str:
+    # Looked up once: each look reads the names of all packages, and leaves them to the garbage collector.
     try:
         return metadata.version("headrace")
     except metadata.PackageNotFoundError:

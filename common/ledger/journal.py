@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, RowMapping, Select, case, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, RowMapping, Select, case, delete, exists, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.contracts import State
 from common.ledger.database import Database
 from common.ledger.rows import Accepted, End, Entry
-from common.ledger.tables import JOBS
+from common.ledger.tables import BATCH_LINES, JOBS, LISTED, OPEN_LINE
 
 REQUEST_LIMIT_S: Final = 1.5
 ROUND_LIMIT_S: Final = 10.0
 
-_ACCEPTED_NAMES: Final = ("id", "pool", "tenant", "spec", "idempotency", "fingerprint", "created_ms", "deadline_ms")
+_ACCEPTED_NAMES: Final = (
+    *("id", "pool", "tenant", "spec", "idempotency", "fingerprint", "created_ms", "deadline_ms", "batch"),
+)
 _END_NAMES: Final = ("status", "outcome", "result", "fence", "attempt", "failures", "started_ms", "finished_ms")
 _HEAD: Final = [JOBS.c[name] for name in _ACCEPTED_NAMES]
 _OPEN: Final = JOBS.c.status.is_(None)
@@ -79,8 +81,11 @@ class JournalLedger:
         return found[0] if found else None
 
     async def of_tenant(self, tenant: str, *, most: int, below: tuple[int, str] | None = None) -> list[tuple[int, str]]:
-        """(when accepted in µs, id) of the tenant's jobs, newest first, those that come after `below` in this order."""
-        newest = select(JOBS.c.created_ms, JOBS.c.id).where(JOBS.c.tenant == tenant)
+        """(when accepted in µs, id) of the tenant's jobs, newest first, those that come after `below` in this order.
+
+        Lines of batches are left out.
+        """
+        newest = select(JOBS.c.created_ms, JOBS.c.id).where(JOBS.c.tenant == tenant, LISTED)
         if below is not None:
             below_ms, rest_us = divmod(below[0], 1000)
             start = (below_ms + 1, "") if rest_us else (below_ms, below[1])
@@ -147,10 +152,14 @@ class JournalLedger:
         return await self._entries(some, ROUND_LIMIT_S)
 
     async def forget(self, *, ended_before_ms: int, keyed_before_ms: int, most: int) -> int:
-        """The number of jobs deleted that ended before then, the oldest first; those with a key have their own time."""
+        """The number of jobs deleted that ended before then, the oldest first; those with a key have their own time.
+
+        A line of a batch stays until its batch has taken its end.
+        """
         too_old = case((_KEYED, keyed_before_ms), else_=ended_before_ms)
         latest_ms = max(ended_before_ms, keyed_before_ms)
         oldest = select(JOBS.c.id).where(JOBS.c.status.is_not(None), JOBS.c.finished_ms < latest_ms)
+        oldest = oldest.where(~exists().where(BATCH_LINES.c.job_id == JOBS.c.id, OPEN_LINE))
         oldest = oldest.where(JOBS.c.finished_ms < too_old).order_by(JOBS.c.finished_ms).limit(most)
 
         async def work(connection: AsyncConnection) -> int:

@@ -12,7 +12,10 @@ from common.contracts import State
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A job about to be accepted: everything needed to submit it again. `idempotency`, `fingerprint` as in Job."""
+    """A job about to be accepted: everything needed to submit it again.
+
+    `idempotency`, `fingerprint`, `batch` as in Job.
+    """
 
     id: str
     pool: str
@@ -22,6 +25,7 @@ class Accepted:
     deadline_ms: int
     idempotency: str = ""
     fingerprint: str = ""
+    batch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

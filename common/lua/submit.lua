@@ -10,7 +10,8 @@
 --      12 on_disconnect  13 on_interrupt  14 gateway whose inbox gets the frames, or ''  15 most jobs in the lane
 --      16 how long the record outlives the deadline, ms  17 the tenant's weight  18 most jobs of the tenant that wait
 --      19 fingerprint of the body that came with the idempotency key, or ''  20 '1': the ledger has it too
---      21 '1': it was accepted before, and the store lost it: no limit refuses it  22 most jobs in the tenant's list
+--      21 '1': it was accepted before, and the store lost it: no limit refuses it  22 most jobs in the tenant's list,
+--      0: this one is not listed
 -- Returns {code, job id, created ms, jobs ahead, wait ms or -1, ms until it may be taken or -1};
 --      code: 0 accepted, 1 duplicate, 2 lane full, 3 tenant has too much waiting, 4 would end too late, 5 key taken by
 --      another body
@@ -119,9 +120,11 @@ redis.call('ZADD', deadlines, deadline_ms, id)
 redis.call('HINCRBY', stats, 'submitted', 1)
 -- The tenant's list lives as long as its longest-lived record. A minute more than that, and cutting it now and then, is
 -- cheaper than setting both each time.
-redis.call('ZADD', jobs, string.format('%.0f', now_ms * 1000 + time[2] % 1000), id)
-if redis.call('PTTL', jobs) < life_ms then redis.call('PEXPIRE', jobs, life_ms + 60000) end
-if time[2] % 32 == 0 then redis.call('ZREMRANGEBYRANK', jobs, 0, -1 - ARGV[22]) end
+if ARGV[22] ~= '0' then
+  redis.call('ZADD', jobs, string.format('%.0f', now_ms * 1000 + time[2] % 1000), id)
+  if redis.call('PTTL', jobs) < life_ms then redis.call('PEXPIRE', jobs, life_ms + 60000) end
+  if time[2] % 32 == 0 then redis.call('ZREMRANGEBYRANK', jobs, 0, -1 - ARGV[22]) end
+end
 local answer = {0, id, now_ms, ahead, math.ceil(wait_ms or -1), -1}
 if delay_ms > 0 then
   redis.call('HSET', waiting, 'j:' .. tenant, of_tenant + 1)

@@ -54,7 +54,7 @@ class Submitting(Ending):
                 job.fingerprint if job.idempotency else "",
                 int(job.journal),
                 int(accepted),
-                TENANT_JOBS_MOST,
+                0 if job.batch else TENANT_JOBS_MOST,
             ),
         )
         return _admitted(reply)

@@ -58,9 +58,9 @@ def _head(job: Job, **rest: Any) -> JsonObject:
 
 
 def _content(said: JsonObject, job: Job) -> list[JsonObject]:
+    thought, signature = _shown(said, job.asked.get("thinking"))
     blocks: list[JsonObject] = []
-    if (thought := said.get("reasoning_content")) and not job.asked.get("hide_thinking"):
-        signature = said.get("reasoning_signature") or ""
+    if thought or signature:
         blocks.append({"type": "thinking", "thinking": thought, "signature": signature})
     blocks += [{"type": "text", "text": text} for text in (said.get("content"), said.get("refusal")) if text]
     for number, call in enumerate(said.get("tool_calls") or ()):
@@ -68,6 +68,14 @@ def _content(said: JsonObject, job: Job) -> list[JsonObject]:
         named = {"id": call.get("id") or tool_id(job.id, number), "name": function["name"]}
         blocks.append({"type": "tool_use", **named, "input": _input(function["arguments"])})
     return blocks
+
+
+def _shown(said: JsonObject, display: str | None) -> tuple[str, str]:
+    """The thoughts and their signature, as far as they were asked for: `omitted` leaves the signature alone."""
+    if display is None:
+        return "", ""
+    thought: str = said.get("reasoning_content") or ""
+    return "" if display == "omitted" else thought, said.get("reasoning_signature") or ""
 
 
 def _input(arguments: str) -> Any:
@@ -131,7 +139,7 @@ class MessageShape:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._blocks = Blocks(job.id)
-        self._hides = bool(job.asked.get("hide_thinking"))
+        self._display: str | None = job.asked.get("thinking")
         self._said: JsonObject = {}
         self._last: JsonObject = {}
         self._void = False
@@ -192,10 +200,8 @@ class MessageShape:
         return self._delta(delta)
 
     def _delta(self, delta: JsonObject) -> bytes:
-        said: list[bytes] = []
         blocks = self._blocks
-        if not self._hides:
-            said.append(blocks.thinking(delta.get("reasoning_content") or "", delta.get("reasoning_signature") or ""))
+        said = [blocks.thinking(*_shown(delta, self._display))]
         for name in ("content", "refusal"):
             if text := delta.get(name):
                 self._said[name] = True
@@ -239,7 +245,7 @@ def _place(names: Sequence[str], name: str, param: str) -> int:
 
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:8]) <= MOST_ON_A_PAGE):
+    if not (text.isascii() and text.isdigit() and len(text) <= 8 and 1 <= int(text) <= MOST_ON_A_PAGE):
         raise BadRequest(f"limit: a number from 1 to {MOST_ON_A_PAGE} is expected.", param="limit")
     return int(text)
 

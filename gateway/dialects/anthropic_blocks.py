@@ -7,6 +7,7 @@ from typing import Final
 import orjson
 
 from common.contracts import JsonObject
+from gateway.dialects.nesting import Nesting
 
 Key = tuple[str, int]
 
@@ -48,14 +49,17 @@ class Blocks:
         return self._add(_TEXT, piece) if piece else b""
 
     def thinking(self, piece: str, signature: str = "") -> bytes:
-        """The events of a piece of thinking, and of its signature, which some servers tell only at the very end."""
-        said = self._add(_THINKING, piece) if piece else b""
+        """The events of a piece of thinking, and of its signature, which some servers tell only at the very end.
+
+        A signature may stand for thoughts that were not told. It ends its block, for it fits nothing that comes after.
+        """
+        said = self._add(_THINKING, piece) if piece or (signature and self._thought is None) else b""
         if not signature or self._thought is None:
             return said
         delta = {"type": "signature_delta", "signature": signature}
-        return said + event(
-            "content_block_delta", {"type": "content_block_delta", "index": self._thought, "delta": delta}
-        )
+        told = event("content_block_delta", {"type": "content_block_delta", "index": self._thought, "delta": delta})
+        self._thought = None
+        return said + told + (self._close() if self._open == _THINKING else b"")
 
     def call(self, index: int, piece: JsonObject) -> bytes:
         """The events of a piece of a tool call. Of ids and names that come again the first counts."""
@@ -132,16 +136,15 @@ class Blocks:
 class _Call:
     """What is known of a tool call."""
 
-    __slots__ = ("_arguments", "_has_id", "_looked_at", "_whole", "ended", "id", "name")
+    __slots__ = ("_has_id", "_nesting", "_unread", "ended", "id", "name")
 
     def __init__(self, own_id: str) -> None:
         self.id = own_id
         self.name = ""
         self.ended = False
         self._has_id = False
-        self._arguments: list[str] = []
-        self._looked_at = 0
-        self._whole = False
+        self._nesting = Nesting()
+        self._unread: list[str] = []
 
     def add(self, name_id: str | None, name: str | None, arguments: str) -> None:
         """Takes what a piece says."""
@@ -149,14 +152,11 @@ class _Call:
             self.id, self._has_id = name_id, True
         self.name = self.name or name or ""
         if arguments:
-            self._arguments.append(arguments)
+            self._unread.append(arguments)
 
     def whole(self) -> bool:
-        """Whether the arguments are a JSON object. Looked at anew only where there are more of them."""
-        if not self._whole and len(self._arguments) > self._looked_at:
-            self._looked_at = len(self._arguments)
-            try:
-                self._whole = type(orjson.loads("".join(self._arguments))) is dict
-            except orjson.JSONDecodeError:
-                pass
-        return self._whole
+        """Whether the arguments are a whole object. Each of their pieces is read once, and only if this is asked."""
+        for piece in self._unread:
+            self._nesting.add(piece)
+        self._unread.clear()
+        return self._nesting.closed

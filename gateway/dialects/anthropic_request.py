@@ -25,11 +25,11 @@ MEDIUM_EFFORT_TOKENS: Final = 16_384
 
 _OWN: Final = frozenset(MessagesBody.__annotations__)
 # OpenAI's names mean nothing here: who mixes the two up is told.
-_NOT_OURS: Final = frozenset(ChatBody.__annotations__) - _OWN
+NOT_OURS: Final = frozenset(ChatBody.__annotations__) - _OWN
 # What only Anthropic's own machines could honour, and what asks for no more than thrift or speed of them.
 _DROPPED: Final = frozenset(
     {
-        *("cache_control", "context_management", "diagnostics", "inference_geo", "speed", "betas", "thread"),
+        *("context_management", "diagnostics", "inference_geo", "speed", "betas"),
         *("compaction", "billing_policy", "fallback_credit_token", "container", "mcp_servers", "service_tier"),
     }
 )
@@ -77,8 +77,11 @@ def _read(raw: bytes, body: Any) -> JsonObject:
         # Before the rest, which would look at each of them first.
         if is_list(value := document.get(name)) and len(value) > most:
             raise BadRequest(f"{name}: at most {most} entries, {len(value)} were given.", param=name)
+    if document.get("thread") is not None:
+        # A turn of one brings its own messages alone. Anthropic's clients, told so by this code, send all of them.
+        raise BadRequest("thread: no conversation is kept here.", param="thread", code="thread_unsupported_request")
     for name in document:
-        if name in _NOT_OURS:
+        if name in NOT_OURS:
             raise BadRequest(f"{name}: there is no such field here.", param=name)
     check(body, document)
     return document
@@ -90,6 +93,7 @@ def _request(document: JsonObject) -> ChatRequest:
     body["messages"] = [*_system(document.get("system")), *_messages(document["messages"])]
     body.update(_tools(document))
     body.update(_output(document))
+    body.update(_mark(document))
     if stops := document.get("stop_sequences"):
         body["stop"] = stops
     metadata: JsonObject = document.get("metadata") or {}
@@ -108,8 +112,9 @@ def _asked(document: JsonObject) -> JsonObject:
     if stops := document.get("stop_sequences"):
         asked["stop_sequences"] = stops
     thinking: JsonObject = document.get("thinking") or {}
-    if thinking.get("type") == "disabled" or thinking.get("display") == "omitted":
-        asked["hide_thinking"] = True
+    # Who does not ask for thoughts gets none, even of models that always think: so Anthropic documents it.
+    if thinking.get("type", "disabled") != "disabled":
+        asked["thinking"] = thinking.get("display") or "summarized"
     return asked
 
 
@@ -163,7 +168,9 @@ def _user(role: str, blocks: list[JsonObject], at: str) -> Iterator[JsonObject]:
             said = True
             texts, media = _result(block, place)
             parts += media
-            yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": _content(texts)}
+            failed = {"is_error": True} if block.get("is_error") else {}
+            result = {"role": "tool", "tool_call_id": block["tool_use_id"], "content": _content(texts)}
+            yield {**result, **failed, **_mark(block)}
         else:
             parts += _parts(block, place)
     if content := _content(parts):
@@ -202,15 +209,15 @@ def _assistant(blocks: list[JsonObject], at: str) -> Iterator[JsonObject]:
 
 def _thoughts(blocks: list[JsonObject]) -> JsonObject:
     """What was thought, with its signature where it is one text, since that fits no other."""
-    if not (text := "".join(block["thinking"] for block in blocks)):
-        return {}
-    signature = blocks[0].get("signature") if len(blocks) == 1 else None
-    return {"reasoning_content": text} | ({"reasoning_signature": signature} if signature else {})
+    text = "".join(block["thinking"] for block in blocks)
+    if len(blocks) == 1 and (signature := blocks[0].get("signature")):
+        return {"reasoning_content": text, "reasoning_signature": signature}
+    return {"reasoning_content": text} if text else {}
 
 
 def _call(block: JsonObject) -> JsonObject:
     function = {"name": block["name"], "arguments": orjson.dumps(block["input"]).decode()}
-    return {"id": block["id"], "type": "function", "function": function}
+    return {"id": block["id"], "type": "function", "function": function, **_mark(block)}
 
 
 _NEEDED: Final = {
@@ -230,7 +237,7 @@ def _each(blocks: Iterable[JsonObject], at: str, kinds: tuple[str, ...]) -> Iter
         if kind not in kinds:
             raise BadRequest(f"{place}.type: must be one of {', '.join(kinds)} here.", param=f"{place}.type")
         for name in _NEEDED.get(kind, ()):
-            if block.get(name) is None:
+            if block.get(name) is None or (name == "tool_use_id" and not block[name]):
                 raise _missing(f"{place}.{name}")
         yield place, block
 
@@ -244,11 +251,21 @@ def _content(parts: list[JsonObject]) -> str | list[JsonObject]:
     parts = [part for part in parts if part["type"] != "text" or part["text"]]
     if not parts:
         return ""
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+    alone = len(parts) == 1 and parts[0].keys() == {"type", "text"}
+    return parts[0]["text"] if alone else parts
 
 
 def _text(block: JsonObject) -> JsonObject:
-    return {"type": "text", "text": block["text"]}
+    return {"type": "text", "text": block["text"], **_mark(block)}
+
+
+def _mark(marked: JsonObject) -> JsonObject:
+    """The mark that a cache may end here, which only Anthropic's servers get; nothing without one."""
+    mark = marked.get("cache_control")
+    if not is_object(mark):
+        return {}
+    told = {name: mark[name] for name in ("type", "ttl") if isinstance(mark.get(name), str)}
+    return {"cache_control": told} if "type" in told else {}
 
 
 # --- media ------------------------------------------------------------------------------------------------------------
@@ -260,9 +277,11 @@ def _parts(block: JsonObject, at: str) -> list[JsonObject]:
         case "text":
             return [_text(block)]
         case "image":
-            return [{"type": "image_url", "image_url": {"url": _image(block["source"], f"{at}.source")}}]
+            url = _image(block["source"], f"{at}.source")
+            return [{"type": "image_url", "image_url": {"url": url}, **_mark(block)}]
         case _:
-            return _document(block, f"{at}.source")
+            parts = _document(block, f"{at}.source")
+            return [*parts[:-1], {**parts[-1], **_mark(block)}] if parts else []
 
 
 def _image(source: JsonObject, at: str) -> str:
@@ -270,9 +289,9 @@ def _image(source: JsonObject, at: str) -> str:
         return _data_url(source, at)
     if source["type"] != "url":
         raise BadRequest(f"{at}.type: must be base64 or url here.", param=f"{at}.type")
-    url = source.get("url") or ""
+    url = source.get("url")
     # The model's server will fetch it, if anybody does.
-    if not url.startswith("https://") or len(url) > MAX_ADDRESS_CHARACTERS:
+    if not isinstance(url, str) or not url.startswith("https://") or len(url) > MAX_ADDRESS_CHARACTERS:
         raise BadRequest(f"{at}.url: must begin with https://.", param=f"{at}.url")
     return url
 
@@ -293,10 +312,12 @@ def _document(block: JsonObject, at: str) -> list[JsonObject]:
 
 def _inner(content: Any, at: str) -> list[JsonObject]:
     """A document's own blocks: texts and pictures."""
-    if isinstance(content, str):
+    if isinstance(content, str) and content:
         return [_text({"text": content})]
+    if not is_list(content) or not content:
+        raise _missing(at)
     found: list[JsonObject] = []
-    for number, block in enumerate(content if is_list(content) else ()):
+    for number, block in enumerate(content):
         place = f"{at}[{number}]"
         if not is_object(block) or block.get("type") not in ("text", "image"):
             raise BadRequest(f"{place}.type: must be text or image here.", param=f"{place}.type")
@@ -344,7 +365,7 @@ def _tool(tool: JsonObject) -> JsonObject:
     for name in ("description", "strict"):
         if tool.get(name) is not None:
             function[name] = tool[name]
-    return {"type": "function", "function": function}
+    return {"type": "function", "function": function, **_mark(tool)}
 
 
 def _choice(choice: JsonObject, names: set[str]) -> str | JsonObject:

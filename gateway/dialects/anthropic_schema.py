@@ -19,6 +19,12 @@ _OPEN: Final = ConfigDict(strict=True, extra="ignore")
 
 
 @with_config(_OPEN)
+class AnthropicCacheControl(TypedDict, total=False):
+    type: Required[Word]
+    ttl: Word | None
+
+
+@with_config(_OPEN)
 class AnthropicSource(TypedDict, total=False):
     type: Required[Literal["base64", "url", "text", "content"]]
     media_type: Word
@@ -33,6 +39,7 @@ class AnthropicInnerBlock(TypedDict, total=False):
     text: str
     source: AnthropicSource
     title: str | None
+    cache_control: AnthropicCacheControl | None
 
 
 InnerBlocks = Annotated[list[AnthropicInnerBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)]
@@ -52,6 +59,7 @@ class AnthropicBlock(TypedDict, total=False):
     tool_use_id: Label
     content: Annotated[str | InnerBlocks | None, Field(union_mode="left_to_right")]
     is_error: bool | None
+    cache_control: AnthropicCacheControl | None
 
 
 Blocks = Annotated[list[AnthropicBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)]
@@ -67,6 +75,7 @@ class AnthropicMessage(TypedDict, total=False):
 class AnthropicSystemBlock(TypedDict, total=False):
     type: Required[Literal["text"]]
     text: Required[str]
+    cache_control: AnthropicCacheControl | None
 
 
 SystemBlocks = Annotated[list[AnthropicSystemBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)]
@@ -79,6 +88,7 @@ class AnthropicTool(TypedDict, total=False):
     description: str | None
     input_schema: Required[dict[str, Any]]
     strict: bool | None
+    cache_control: AnthropicCacheControl | None
 
 
 @with_config(_OPEN)
@@ -123,6 +133,7 @@ class CountTokensBody(TypedDict, total=False):
     tool_choice: AnthropicToolChoice | None
     thinking: AnthropicThinking | None
     output_config: AnthropicOutput | None
+    cache_control: AnthropicCacheControl | None
     mcp_servers: Annotated[list[Any], Field(max_length=0)] | None
     container: None
 

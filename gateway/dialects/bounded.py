@@ -59,8 +59,7 @@ def read_object(raw: bytes, schemas_of: SchemasOf, *, most_values: int = MAX_NOD
     `schemas_of` tells the JSON schemas in it: a schema may describe a property by any name, so names are free there.
     """
     outside = _outside_strings(raw)
-    # A value follows a comma or opens a container, so there are at most this many.
-    if 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{") > most_values:
+    if _count_values(outside) > most_values:
         raise BadRequest(f"The body has too many values: at most {most_values}.", code="invalid_json")
     try:
         document: Any = orjson.loads(raw)
@@ -74,6 +73,16 @@ def read_object(raw: bytes, schemas_of: SchemasOf, *, most_values: int = MAX_NOD
     if names != outside.count(b":"):
         raise BadRequest("The body has the same name twice in one object.", code="invalid_json")
     return document
+
+
+def values_in(raw: bytes) -> int:
+    """How many values this JSON holds at most; counted without parsing it. Raises BadRequest for far too many."""
+    return _count_values(_outside_strings(raw))
+
+
+def _count_values(outside: bytes) -> int:
+    # A value follows a comma or opens a container.
+    return 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{")
 
 
 def is_object(value: Any) -> TypeGuard[JsonObject]:

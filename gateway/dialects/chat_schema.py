@@ -5,6 +5,7 @@ Fields that stand here are checked; others are left as they came, for backends t
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Annotated, Any, Final, Literal, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -20,6 +21,8 @@ MAX_TOKENS: Final = 1_048_576
 MAX_STOPS: Final = 4
 MAX_LOGIT_BIASES: Final = 300
 MAX_TOP_LOGPROBS: Final = 20
+MAX_EXACT: Final = 2**53
+"""Up to here every whole number is a float of its own."""
 
 _OPEN: Final = ConfigDict(strict=True, extra="ignore")
 
@@ -76,6 +79,8 @@ class Message(TypedDict, total=False):
     tool_call_id: Label | None
     function_call: CalledFunction | None
     refusal: str | None
+    reasoning_content: str | None
+    audio: dict[str, Any] | None
 
 
 @with_config(_OPEN)
@@ -173,6 +178,13 @@ _TEXTS: Final = {
     "literal_error": "must be {expected}.",
     "string_pattern_mismatch": "must match {pattern}.",
     "extra_forbidden": "there is no such field.",
+    "bool_type": "must be true or false.",
+    "dict_type": "must be an object.",
+    "float_type": "must be a number.",
+    "int_type": "must be a whole number.",
+    "list_type": "must be a list.",
+    "none_required": "must be null.",
+    "string_type": "must be a string.",
 }
 
 
@@ -189,17 +201,60 @@ def check_chat(body: JsonObject) -> None:
     # Before the rest, which would look at each of a hundred thousand entries first.
     for name, most in _LENGTHS.items():
         value = body.get(name)
-        if value is not None and type(value) in (list, dict) and len(value) > most:
-            raise BadRequest(f"{name}: at most {most} entries, {len(value)} were given.", param=name)
+        if value is not None and type(value) in (list, dict):
+            check_length(name, value, most)
     check(CHAT_BODY, body)
 
 
+def check_length(name: str, value: Sized, most: int) -> None:
+    """Raises BadRequest where there are more entries than so many."""
+    if len(value) > most:
+        raise BadRequest(f"{name}: at most {most} entries, {len(value)} were given.", param=name)
+
+
 def check(adapter: TypeAdapter[Any], body: JsonObject) -> None:
-    """Raises BadRequest naming the field, and the limit where it is one; never with the value that came."""
+    """Raises BadRequest naming the field, and the limit where it is one; never with the value that came.
+
+    Whole numbers that came as `11.0`, which JSON calls the same number, are made whole in the body.
+    """
+    try:
+        adapter.validator.validate_python(body)
+        return
+    except ValidationError as error:
+        names = _not_whole(error)
+        if not names:
+            raise bad_request(error, body) from None
+    body.update({name: _whole(body[name]) for name in names})
     try:
         adapter.validator.validate_python(body)
     except ValidationError as error:
         raise bad_request(error, body) from None
+
+
+def _not_whole(error: ValidationError) -> set[str]:
+    """The body's fields in which a number with a fraction stands where a whole one has to, the fraction being zero."""
+    found = error.errors(include_url=False, include_context=False)
+    return {
+        str(fault["loc"][0])
+        for fault in found
+        if fault["type"] == "int_type" and type(fault["input"]) is float and _is_whole(fault["input"])
+    }
+
+
+def _is_whole(number: float) -> bool:
+    """Whether the number came as a whole one. A larger one may have been another before it was read."""
+    return number.is_integer() and abs(number) <= MAX_EXACT
+
+
+def _whole(value: Any) -> Any:
+    """The value with every number in it whole that can be without a change."""
+    if type(value) is float:
+        return int(value) if _is_whole(value) else value
+    if type(value) is list:
+        return [_whole(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+    if type(value) is dict:
+        return {name: _whole(one) for name, one in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return value
 
 
 def bad_request(error: ValidationError, body: JsonObject) -> BadRequest:

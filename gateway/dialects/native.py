@@ -27,7 +27,7 @@ from gateway.dialects.openai import (
     completion_object,
     schemas_of,
 )
-from gateway.dialects.surfaces import answered_by, surface_of
+from gateway.dialects.surfaces import PROMPT, answered_by, surface_of
 from gateway.errors import error_fields
 from gateway.idempotency import parse_key
 
@@ -239,7 +239,8 @@ def in_body(error: CallerError) -> CallerError:
 
 def parse_prompt(raw: bytes, *, default_model: str | None) -> ChatRequest:
     """The chat request that a plain prompt stands for. Raises BadRequest naming the field."""
-    return prompt_request(read_object(raw, lambda _: ()), default_model=default_model)
+    asked = prompt_request(read_object(raw, lambda _: ()), default_model=default_model)
+    return replace(asked, dialect=PROMPT)
 
 
 def prompt_request(document: JsonObject, *, default_model: str | None) -> ChatRequest:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Required
 
-import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
@@ -16,15 +14,27 @@ from common.errors import BadRequest, CallerError, ModelNotFound
 from gateway.dialects.bounded import is_list, is_object, read_object
 from gateway.dialects.chat_schema import (
     MAX_MESSAGES,
+    MAX_TOKENS,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     FunctionName,
     Label,
+    Penalty,
+    Stop,
+    Stops,
     Tool,
     Word,
     check,
 )
-from gateway.dialects.embeddings import MAX_DIMENSIONS, MAX_VALUES, EmbeddingsRequest, Text, Texts, embeddings_request
+from gateway.dialects.embeddings import (
+    MAX_DIMENSIONS,
+    MAX_INPUTS,
+    MAX_VALUES,
+    EmbeddingsRequest,
+    Text,
+    embeddings_request,
+)
+from gateway.dialects.ollama_messages import content_of, messages_of
 from gateway.dialects.openai import ChatRequest, chat_request
 
 CHAT: Final = "ollama-chat"
@@ -35,7 +45,6 @@ LATEST: Final = ":latest"
 MAX_IMAGES: Final = 64
 
 _OPEN: Final = ConfigDict(strict=True, extra="ignore")
-_PICTURES: Final = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 # Sampling options that a request for a chat completion has too, most under the same name. What is left out sets up the
 # model (`num_ctx`, `num_gpu`, …): that is its backend's row, since a change of it makes Ollama load the model anew.
@@ -51,7 +60,7 @@ _THEIR_NAMES: Final = {
 }
 
 # What a request for a chat completion has nothing for.
-_REFUSED: Final = {
+REFUSED_FIELDS: Final = {
     "template": "the model's own template is used",
     "raw": "prompts are always put into the model's template",
     "suffix": "filling in the middle is not available",
@@ -66,6 +75,7 @@ Images = Annotated[list[str], Field(max_length=MAX_IMAGES, fail_fast=True)]
 Format = Annotated[str | dict[str, Any] | None, Field(union_mode="left_to_right")]
 Think = Annotated[bool | Word | None, Field(union_mode="left_to_right")]
 KeepAlive = Annotated[int | float | Word | None, Field(union_mode="left_to_right")]
+FewTexts = Annotated[list[Text], Field(max_length=MAX_INPUTS, fail_fast=True)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
@@ -96,11 +106,24 @@ class OllamaMessage(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class OllamaOptions(TypedDict, total=False):
+    """Those that sample, which are the chat's; others are left as they came."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None
+    stop: Annotated[Stop | Stops | None, Field(union_mode="left_to_right")]
+    frequency_penalty: Penalty | None
+    presence_penalty: Penalty | None
+    num_predict: Annotated[int, Field(le=MAX_TOKENS)] | None
+
+
+@with_config(_OPEN)
 class _Asking(TypedDict, total=False):
     model: Required[Model]
     stream: bool | None
     format: Format
-    options: dict[str, Any] | None
+    options: OllamaOptions | None
     keep_alive: KeepAlive
     think: Think
     logprobs: bool | None
@@ -129,7 +152,7 @@ class OllamaEmbedBody(TypedDict, total=False):
     """Ollama's request for embeddings."""
 
     model: Required[Model]
-    input: Annotated[Text | Texts | Literal[""] | list[Text] | None, Field(union_mode="left_to_right")]
+    input: Annotated[str | FewTexts | None, Field(union_mode="left_to_right")]
     truncate: bool | None
     dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)] | None
     options: dict[str, Any] | None
@@ -191,10 +214,12 @@ def parse_chat(raw: bytes, known: Container[str]) -> ChatRequest | Idle:
     """The chat request in a body of `/api/chat`. Raises BadRequest naming the field, ModelNotFound."""
     asked = read_object(raw, _schemas)
     check(CHAT_BODY, asked)
+    _check_format(asked.get("format"))
+    _check_tools(asked.get("tools") or [])
     if not asked.get("messages"):
         return _idle(asked, known)
     body = _common(asked, known)
-    body["messages"] = list(_messages(asked["messages"]))
+    body["messages"] = list(messages_of(asked["messages"]))
     if asked.get("tools"):
         body["tools"] = [{**tool, "type": tool.get("type") or "function"} for tool in asked["tools"]]
     return _request(asked, body, CHAT)
@@ -204,13 +229,14 @@ def parse_generate(raw: bytes, known: Container[str]) -> ChatRequest | Idle:
     """The chat request that a body of `/api/generate` stands for. Raises BadRequest naming the field, ModelNotFound."""
     asked = read_object(raw, _schemas)
     check(GENERATE_BODY, asked)
-    for name, reason in _REFUSED.items():
+    _check_format(asked.get("format"))
+    for name, reason in REFUSED_FIELDS.items():
         if asked.get(name):
             raise BadRequest(f"{name}: not supported: {reason}.", param=name)
     if not asked.get("prompt") and not asked.get("images"):
         return _idle(asked, known)
     body = _common(asked, known)
-    user = {"role": "user", "content": _content(asked.get("prompt") or "", asked.get("images"), "images")}
+    user = {"role": "user", "content": content_of(asked.get("prompt") or "", asked.get("images"), "images")}
     system: list[JsonObject] = [{"role": "system", "content": asked["system"]}] if asked.get("system") else []
     body["messages"] = [*system, user]
     return _request(asked, body, GENERATE)
@@ -259,11 +285,21 @@ def _common(asked: JsonObject, known: Container[str]) -> JsonObject:
     return body
 
 
+def _check_format(wanted: Any) -> None:
+    if not is_object(wanted) and wanted not in (None, "", "json"):
+        raise BadRequest("format: must be 'json' or a JSON schema.", param="format")
+
+
+def _check_tools(tools: list[JsonObject]) -> None:
+    for index, tool in enumerate(tools):
+        if tool["type"] not in tool:
+            param = f"tools[{index}].{tool['type']}"
+            raise BadRequest(f"{param}: this field is required.", param=param)
+
+
 def _response_format(wanted: Any) -> JsonObject | None:
     if is_object(wanted):
         return {"type": "json_schema", "json_schema": {"name": "format", "schema": wanted}}
-    if wanted not in (None, "", "json"):
-        raise BadRequest("format: must be 'json' or a JSON schema.", param="format")
     return {"type": "json_object"} if wanted else None
 
 
@@ -296,89 +332,6 @@ def _in_their_words(error: CallerError) -> CallerError:
     if theirs is None:
         return error
     return type(error)(theirs + inner.message.removeprefix(ours), param=theirs, code=inner.code)
-
-
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-class _Calls:
-    """The ids of the tool calls of one conversation: Ollama's messages may lack them, OpenAI's may not."""
-
-    def __init__(self) -> None:
-        self._made = 0
-        self._open: list[tuple[str, str]] = []  # (name, id), not answered yet
-
-    def call(self, name: str, given: str | None) -> str:
-        """The id of the next call."""
-        call_id = given or self._new()
-        self._open.append((name, call_id))
-        return call_id
-
-    def result(self, name: str | None, given: str | None) -> str:
-        """The id of the call that a result belongs to: its own, or that of the first open call (of this tool)."""
-        for one in self._open:
-            if (one[1] == given) if given else (not name or one[0] == name):
-                self._open.remove(one)
-                return one[1]
-        return given or self._new()
-
-    def _new(self) -> str:
-        self._made += 1
-        return f"call_{self._made}"
-
-
-def _messages(messages: list[JsonObject]) -> Iterator[JsonObject]:
-    calls = _Calls()
-    for index, message in enumerate(messages):
-        role, place = message["role"], f"messages[{index}]"
-        content = _content(message.get("content") or "", message.get("images"), f"{place}.images")
-        if role == "assistant":
-            yield _assistant(message, content, calls)
-        elif role == "tool":
-            name = message.get("tool_name")
-            call_id = calls.result(name, message.get("tool_call_id"))
-            yield {"role": role, "content": content, "tool_call_id": call_id, **({"name": name} if name else {})}
-        else:
-            yield {"role": role, "content": content}
-
-
-def _assistant(message: JsonObject, content: Any, calls: _Calls) -> JsonObject:
-    said: JsonObject = {"role": "assistant", "content": content}
-    if message.get("thinking"):
-        said["reasoning_content"] = message["thinking"]
-    if message.get("tool_calls"):
-        said["content"] = content or None
-        said["tool_calls"] = [_called(call, calls) for call in message["tool_calls"]]
-    return said
-
-
-def _called(call: JsonObject, calls: _Calls) -> JsonObject:
-    function: JsonObject = call["function"]
-    arguments = orjson.dumps(function.get("arguments") or {}).decode()
-    return {
-        "id": calls.call(function["name"], call.get("id")),
-        "type": "function",
-        "function": {"name": function["name"], "arguments": arguments},
-    }
-
-
-def _content(text: str, images: list[str] | None, place: str) -> str | list[JsonObject]:
-    if not images:
-        return text
-    parts: list[JsonObject] = [{"type": "text", "text": text}] if text else []
-    return parts + [_picture(image, f"{place}[{number}]") for number, image in enumerate(images)]
-
-
-def _picture(image: str, place: str) -> JsonObject:
-    """An image part around base64. Raises BadRequest for what is none, or no picture of a kind that is known."""
-    try:
-        begin = binascii.a2b_base64(image, strict_mode=True)[:4]
-    except (ValueError, binascii.Error):
-        raise BadRequest(f"{place}: must be base64, without a 'data:' prefix.", param=place) from None
-    kind = next((name for magic, name in _PICTURES.items() if begin.startswith(magic)), None)
-    if kind is None:
-        raise BadRequest(f"{place}: must be a PNG, JPEG, GIF or WebP image.", param=place)
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{image}"}}
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------

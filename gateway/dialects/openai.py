@@ -29,6 +29,7 @@ MAX_SCHEMA_BYTES: Final = 16 * 1024
 MAX_SCHEMA_DEPTH: Final = 32
 MAX_FIELDS: Final = 100
 MAX_METADATA_BYTES: Final = 16 * 1024
+MAX_ADDRESS_CHARACTERS: Final = 8_192
 
 # Where self-hosted servers take a schema, a grammar or a pattern: bounded here, and never run by us.
 _GUIDES: Final = frozenset(
@@ -222,7 +223,7 @@ def _check_address(url: str, param: str) -> None:
     """Raises BadRequest for an address that a model's server should not be made to fetch."""
     if url.startswith("data:"):
         return
-    if not url.startswith("https://") or len(url) > 8_192:
+    if not url.startswith("https://") or len(url) > MAX_ADDRESS_CHARACTERS:
         raise BadRequest(f"{param}: must begin with https:// or data:.", param=param)
 
 

@@ -190,6 +190,8 @@ def _add_item(messages: list[JsonObject], item: JsonObject) -> None:
         case "function_call_output":
             content = _content(item["output"])
             messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
+        case "item_reference":
+            raise BadRequest("input: items of type 'item_reference' are not available here.", param="input")
         case _:
             pass
 

@@ -162,6 +162,15 @@ def recorded_response(record: Record) -> bytes:
     return orjson.dumps(failed_object(job, created_s, _stored_items(job.id, choice, broken=True), failure))
 
 
+def items_by_id(record: Record) -> dict[str, JsonObject]:
+    """What a response said, by the ids of its items; nothing where no answer is kept."""
+    if not record.result:
+        return {}
+    broken = record.state is not State.SUCCEEDED
+    items = _stored_items(record.job.id, orjson.loads(record.result)["choices"][0], broken=broken)
+    return {item["id"]: item for item in items}
+
+
 def _stored_items(job_id: str, choice: JsonObject | None, *, broken: bool = False) -> list[JsonObject]:
     """The items of a stored choice: what its stream tells in the end, where the model spoke in the usual order."""
     output = Output(job_id)

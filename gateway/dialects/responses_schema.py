@@ -26,6 +26,7 @@ from gateway.dialects.chat_schema import (
 )
 
 MAX_ITEMS: Final = 2_000
+REFERENCE: Final = "item_reference"
 MAX_PAIRS: Final = 16
 
 _OPEN: Final = ConfigDict(strict=True, extra="ignore")
@@ -87,6 +88,12 @@ class ReasoningItem(TypedDict, total=False):
     summary: list[dict[str, Any]] | None
     content: list[dict[str, Any]] | None
     encrypted_content: str | None
+
+
+@with_config(_OPEN)
+class ReferenceItem(TypedDict, total=False):
+    type: Required[Literal["item_reference"]]
+    id: Required[Label]
 
 
 @with_config(_OPEN)
@@ -183,18 +190,19 @@ class ResponsesBody(TypedDict, total=False):
 
 
 RESPONSES_BODY: Final = TypeAdapter(ResponsesBody)
-_TOOL: Final = TypeAdapter(FunctionTool)
-_ITEMS: Final[dict[str, TypeAdapter[Any]]] = {
+TOOL: Final = TypeAdapter(FunctionTool)
+ITEMS: Final[dict[str, TypeAdapter[Any]]] = {
     "message": TypeAdapter(MessageItem),
     "function_call": TypeAdapter(CallItem),
     "function_call_output": TypeAdapter(CallOutputItem),
     "reasoning": TypeAdapter(ReasoningItem),
+    REFERENCE: TypeAdapter(ReferenceItem),
 }
 
 # What only OpenAI itself can do with what it keeps.
-_ABSENT: Final = ("conversation", "prompt", "context_management", "moderation")
+ABSENT_FIELDS: Final = ("conversation", "prompt", "context_management", "moderation")
 # Of chat requests: each has another name here, or none.
-_CHATS: Final = (
+FOREIGN_FIELDS: Final = (
     *("messages", "n", "best_of", "max_tokens", "max_completion_tokens", "response_format", "functions"),
     *("function_call", "logprobs", "modalities", "audio", "prediction", "reasoning_effort", "verbosity"),
 )
@@ -224,10 +232,10 @@ def check_response(body: JsonObject) -> None:
 
 
 def _check_names(body: JsonObject) -> None:
-    for name in _ABSENT:
+    for name in ABSENT_FIELDS:
         if body.get(name) is not None:
             raise BadRequest(f"{name}: not available here.", param=name)
-    for name in _CHATS:
+    for name in FOREIGN_FIELDS:
         if name in body:
             raise BadRequest(f"{name}: there is no such field in this request.", param=name, code="unknown_parameter")
 
@@ -247,9 +255,11 @@ def response_schemas(body: JsonObject) -> Iterator[tuple[str, JsonObject]]:
 def _check_tool(tool: JsonObject, param: str) -> None:
     kind = tool.get("type")
     if kind != "function":
+        if kind is None:
+            raise BadRequest(f"{param}.type: this field is required.", param=f"{param}.type")
         shown = str(kind)[:64]
         raise BadRequest(f"{param}.type: only function tools are available, not {shown!r}.", param=f"{param}.type")
-    _within(param, _TOOL, tool)
+    _within(param, TOOL, tool)
 
 
 def _check_format(body: JsonObject) -> None:
@@ -270,7 +280,9 @@ def _require(inner: JsonObject, param: str, *names: str) -> None:
 
 def _check_item(item: JsonObject, param: str) -> None:
     kind = kind_of(item)
-    adapter = _ITEMS.get(kind)
+    adapter = ITEMS.get(kind)
+    if adapter is None and item.get("type") is None:
+        raise BadRequest(f"{param}.type: this field is required.", param=f"{param}.type")
     if adapter is None:
         raise BadRequest(f"{param}.type: items of type {kind[:64]!r} are not available.", param=f"{param}.type")
     _within(param, adapter, item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import orjson
@@ -47,7 +48,10 @@ class ResponseShape:
         """What each of them adds."""
         told = [self._running()]
         for raw in events:
-            for choice in orjson.loads(raw)["choices"]:
+            event: JsonObject = orjson.loads(raw)
+            if event.get("model", self._job.model) != self._job.model:
+                self._job = replace(self._job, model=event["model"])
+            for choice in event["choices"]:
                 told.append(self._say(self._output.add(choice)))
         return b"".join(told)
 

@@ -18,7 +18,7 @@ from gateway.dialects.responses_input import ENDPOINT as RESPONSES_ENDPOINT
 from gateway.dialects.responses_output import whole_response
 from gateway.dialects.responses_stream import ResponseShape
 from gateway.dialects.shape import Shape
-from gateway.errors import Headers, anthropic_error, ollama_error, openai_error
+from gateway.errors import JSON, PROBLEM_JSON, Headers, anthropic_error, ollama_error, openai_error, problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Surface:
     """One dialect's way out.
 
     `endpoint`: the path by which its requests come. `whole(job, created_s, result)`: the body of an answer of one piece
-    around the job's result as it is stored; `shape(job, created_s)`: of a stream. `refused`: (status, body, headers).
+    around the job's result as it is stored; `shape(job, created_s)`: of a stream. `refused`: (status, body, headers);
+    `refused_as`: that body's type.
     `timed(body, outcome)`: the whole answer with what only the outcome knows, where the dialect tells of that.
     """
 
@@ -35,6 +36,7 @@ class Surface:
     shape: Callable[[Job, int], Shape]
     refused: Callable[[Failure], tuple[int, bytes, Headers]] = openai_error
     timed: Callable[[bytes, Outcome], bytes] | None = None
+    refused_as: str = JSON
 
 
 def _chat(job: Job, created_s: int, result: bytes) -> bytes:
@@ -43,6 +45,10 @@ def _chat(job: Job, created_s: int, result: bytes) -> bytes:
 
 def _chunks(job: Job, created_s: int) -> Shape:
     return ChunkShape(job.id, created_s, job.model, job.include_usage)
+
+
+def _problem(failure: Failure) -> tuple[int, bytes, Headers]:
+    return problem(failure, "/prompt")
 
 
 def _embeddings(job: Job, _created_s: int, result: bytes) -> bytes:
@@ -63,6 +69,8 @@ def _lines(job: Job, created_s: int) -> Shape:
     return ollama_answers.LineShape(job, created_s, ollama_answers.as_message)
 
 
+PROMPT: Final = "prompt"
+
 SURFACES: Final[dict[str, Surface]] = {
     completions.DIALECT: Surface(completions.ENDPOINT, completions.text_completion, completions.TextShape),
     ollama.CHAT: _ollama("/api/chat", ollama_answers.as_message),
@@ -72,6 +80,7 @@ SURFACES: Final[dict[str, Surface]] = {
     ),
     ollama.EMBEDDINGS: Surface("/api/embeddings", ollama_answers.embeddings_answer, _lines, ollama_error),
     "anthropic": Surface("/v1/messages", message, lambda job, _: MessageShape(job), anthropic_error),
+    PROMPT: Surface("/prompt", _chat, _chunks, _problem, refused_as=PROBLEM_JSON),
     RESPONSES: Surface(RESPONSES_ENDPOINT, whole_response, ResponseShape),
 }
 """By `Job.dialect`. Chat completions and embeddings are their endpoints' own."""

@@ -16,7 +16,8 @@ from common.errors import BadRequest, Forbidden, NotFound
 from common.queue import Record
 from gateway.auth import ADMIN, Principal
 from gateway.dialects.native import attempt_errors, job_record
-from gateway.docs import DEAD_LETTER, DEAD_LETTERS, DRAIN_WORKER, REPLAY
+from gateway.docs.jobs import DEAD_LETTER, DEAD_LETTERS, REPLAY
+from gateway.docs.operations import DRAIN_WORKER
 from gateway.errors import error_fields
 from gateway.http import request_id
 from gateway.idempotency import key_digest

@@ -12,7 +12,8 @@ from gateway.answers import stream_answer, whole_answer
 from gateway.auth import Principal
 from gateway.dialects.native import parse_options, parse_prompt
 from gateway.dialects.openai import ChatRequest, model_list, model_object, parse_chat
-from gateway.docs import CHAT, MODEL, MODELS, PROMPT
+from gateway.docs.jobs import PROMPT
+from gateway.docs.openai import CHAT, MODEL, MODELS
 from gateway.errors import asks_anthropic
 from gateway.http import read_body, request_id
 from gateway.parts import Parts

@@ -10,7 +10,7 @@ from gateway.admission import WAITED_FOR
 from gateway.answers import whole_answer
 from gateway.dialects.embeddings import parse_embeddings
 from gateway.dialects.native import parse_options
-from gateway.docs import EMBEDDINGS
+from gateway.docs.openai import EMBEDDINGS
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
 from gateway.routes.plain import PlainRoute

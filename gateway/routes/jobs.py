@@ -18,7 +18,7 @@ from gateway.answers import REPLAYED, choice_headers, job_headers, shaped
 from gateway.auth import Principal
 from gateway.dialects.native import in_body, job_record, listed, parse_job_submission
 from gateway.dialects.openai import ChunkShape, end_of_stream, queue_object
-from gateway.docs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
+from gateway.docs.jobs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
 from gateway.journal import Acceptance
 from gateway.parts import Parts
@@ -27,6 +27,7 @@ from gateway.relay import EventStream, Relay
 from gateway.routes.plain import PlainRoute
 
 MOST_LISTED: Final = 100
+MOST_LIMIT_DIGITS: Final = 6
 POLL_AFTER_S: Final = 1
 
 
@@ -190,11 +191,10 @@ def links(job_id: str) -> dict[str, str]:
 
 
 def _position(request: Request) -> Position | None:
-    text = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
-    if not text:
-        return None
+    given = (request.headers.get("last-event-id"), request.query_params.get("last_event_id"))
     try:
-        return Position.parse(text)
+        found = [Position.parse(text) for text in given if text]
+        return found[0] if found else None
     except ValueError:
         form = "Last-Event-ID: two numbers and a dash are expected, as in the stream's own ids."
         raise BadRequest(form, param="Last-Event-ID") from None
@@ -202,7 +202,7 @@ def _position(request: Request) -> Position | None:
 
 def limit_of(text: str) -> int:
     """How many a page may have. Raises BadRequest."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MOST_LISTED):
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_LIMIT_DIGITS and 1 <= int(text) <= MOST_LISTED):
         raise BadRequest(f"limit: a number from 1 to {MOST_LISTED} is expected.", param="limit")
     return int(text)
 
@@ -218,8 +218,7 @@ async def _shown(parts: Parts, record: Record) -> JsonObject:
 
 
 def cost_usd(parts: Parts, record: Record) -> float | None:
-    """What the job cost by its model's price, in US dollars; None where that is not known."""
-    """What the job's answer cost; None where nobody knows its price or its usage."""
+    """What the job cost by its model's price, in US dollars; None where nobody knows its price or its usage."""
     return parts.prices.cost_usd(record.job.model, record.outcome, record.created_ms)
 
 

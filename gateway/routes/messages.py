@@ -14,7 +14,7 @@ from gateway.answers import stream_answer, whole_answer
 from gateway.dialects.anthropic import model_info, model_page, models_object
 from gateway.dialects.anthropic_request import parse_count, parse_message
 from gateway.dialects.native import parse_options
-from gateway.docs import COUNT_TOKENS, MESSAGES
+from gateway.docs.anthropic import COUNT_TOKENS, MESSAGES
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
 from gateway.routes.plain import PlainRoute

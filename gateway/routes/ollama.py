@@ -15,7 +15,7 @@ from gateway.dialects import ollama, ollama_answers
 from gateway.dialects.native import Asked, parse_options
 from gateway.dialects.ollama import Idle
 from gateway.dialects.openai import ChatRequest
-from gateway.docs import (
+from gateway.docs.ollama import (
     OLLAMA_CHAT,
     OLLAMA_EMBED,
     OLLAMA_EMBEDDINGS,
@@ -92,13 +92,14 @@ def _add_models(routes: APIRouter, parts: Parts) -> None:
 async def _answer(parts: Parts, request: Request, parse: Parse, answer_idle: AnswerIdle) -> Response:
     principal = parts.auth.principal(request)
     asked = parse(await _body(parts, request), parts.settings.model_names)
+    options = parse_options(request.scope["headers"])
     if isinstance(asked, Idle):
         return Response(answer_idle(asked, parts.clock.now_ms() // 1000), media_type=JSON)
     streams = isinstance(asked, ChatRequest) and asked.stream
     job = parts.admission.job(
         principal,
         asked,
-        parse_options(request.scope["headers"]),
+        options,
         STREAMED if streams else WAITED_FOR,
         request_id=request_id(request),
     )

@@ -13,10 +13,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from common.contracts import Failure, Job, JsonObject, OnDisconnect, OnInterrupt, Position, Priority, State, pool_of
-from common.errors import BadRequest, LaterError, NotFound, PositionGone
+from common.errors import BadRequest, LaterError, ModelNotFound, NotFound, PositionGone, TooLarge
 from common.queue import Cancelling, Record
 from gateway.admission import STREAMED, WAITED_FOR, Manner
-from gateway.answers import REPLAYED, choice_headers, job_headers, refusal, shaped, stream_answer, wait_for_end
+from gateway.answers import (
+    REPLAYED,
+    as_begun,
+    choice_headers,
+    job_headers,
+    refusal,
+    shaped,
+    stream_answer,
+    wait_for_end,
+)
 from gateway.auth import Principal
 from gateway.dialects.native import parse_options
 from gateway.dialects.responses_input import (
@@ -29,10 +38,11 @@ from gateway.dialects.responses_input import (
     response_id,
     response_request,
 )
-from gateway.dialects.responses_output import recorded_response, whole_response
+from gateway.dialects.responses_output import items_by_id, recorded_response, whole_response
+from gateway.dialects.responses_reference import referenced, with_items
 from gateway.dialects.responses_stream import ResponseShape
 from gateway.dialects.surfaces import answered_by
-from gateway.docs import CANCEL_RESPONSE, CREATE_RESPONSE, DELETE_RESPONSE, INPUT_ITEMS, RESPONSE
+from gateway.docs.openai import CANCEL_RESPONSE, CREATE_RESPONSE, DELETE_RESPONSE, INPUT_ITEMS, INPUT_TOKENS, RESPONSE
 from gateway.http import read_body, request_id
 from gateway.parts import Parts
 from gateway.relay import EventStream, Relay, stored_frames
@@ -43,6 +53,8 @@ IN_BACKGROUND: Final = Manner(Priority.STANDARD, OnDisconnect.CONTINUE, OnInterr
 # So long an order to cancel is waited for; a worker obeys within milliseconds.
 CANCEL_WAIT_S: Final = 5.0
 MOST_EVENTS_DIGITS: Final = 9
+# The first of an attempt's events is among these, if there is one yet.
+FIRST_ENTRIES: Final = 4
 
 
 def router(parts: Parts) -> APIRouter:
@@ -52,9 +64,7 @@ def router(parts: Parts) -> APIRouter:
     @routes.post("/v1/responses", **CREATE_RESPONSE)
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         principal = parts.auth.principal(request)
-        settings = parts.settings
-        raw = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
-        body = read_response_request(raw)
+        body = await _with_items(parts, principal, read_response_request(await _body(parts, request)))
         before = await _before(parts, principal, body.get("previous_response_id"))
         job = _job(parts, principal, body, before, request)
         if body.get("background"):
@@ -67,7 +77,7 @@ def router(parts: Parts) -> APIRouter:
         after = _starting_after(request)
         if after is not None:
             return await _follow(parts, record, after)
-        return await _shown(record)
+        return await _shown(parts, record)
 
     @routes.delete("/v1/responses/{response_id}", **DELETE_RESPONSE)
     async def delete(request: Request, response_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -83,12 +93,27 @@ def _add_parts_of_one(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/v1/responses/{response_id}/cancel", **CANCEL_RESPONSE)
     async def cancel(request: Request, response_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await _own(parts, parts.auth.principal(request), response_id)
-        return await _shown(await _cancelled(parts, record))
+        return await _shown(parts, await _cancelled(parts, record))
 
     @routes.get("/v1/responses/{response_id}/input_items", **INPUT_ITEMS)
     async def items(request: Request, response_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await _own(parts, parts.auth.principal(request), response_id)
         return _json(_page(request, input_items(record.job)))
+
+    @routes.post("/v1/responses/input_tokens", **INPUT_TOKENS)
+    async def input_tokens(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        body = read_response_request(await _body(parts, request))
+        if body["model"] not in parts.settings.model_names:
+            raise ModelNotFound(f"The model {body['model'][:128]!r} does not exist.", param="model")
+        body = await _with_items(parts, principal, body)
+        asked = response_request(body, await _before(parts, principal, body.get("previous_response_id")))
+        return _json({"object": "response.input_tokens", "input_tokens": asked.prompt_tokens})
+
+
+async def _body(parts: Parts, request: Request) -> bytes:
+    settings = parts.settings
+    return await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
 
 
 # --- one response -----------------------------------------------------------------------------------------------------
@@ -113,10 +138,18 @@ async def _own(parts: Parts, principal: Principal, text: str) -> Record:
     return record
 
 
-async def _shown(record: Record) -> Response:
-    record = replace(record, job=answered_by(record.job, record.outcome))
-    body = await shaped(record.result, recorded_response, record)
+async def _shown(parts: Parts, record: Record) -> Response:
+    shown = replace(record, job=await _answering(parts, record, record.fence))
+    body = await shaped(record.result, recorded_response, shown)
     return Response(body, 200, _headers(record.job), "application/json")
+
+
+async def _answering(parts: Parts, record: Record, fence: int) -> Job:
+    """The job under the name of the model that answered; of one that runs, as its events from this attempt on say."""
+    if record.state is not State.RUNNING:
+        return answered_by(record.job, record.outcome)
+    begun = await parts.streams.after(record.job.id, Position(fence, 0) if fence else None, most=FIRST_ENTRIES)
+    return as_begun(record.job, begun)
 
 
 def _headers(job: Job) -> dict[str, str]:
@@ -140,7 +173,36 @@ async def _before(parts: Parts, principal: Principal, previous: str | None) -> l
         raise BadRequest(text, param=param, code="previous_response_not_found")
     if record.state is not State.SUCCEEDED or not record.result:
         raise BadRequest(f"{param}: this response has no answer to go on from (yet).", param=param)
-    return await shaped(record.result, conversation, record.job, record.result)
+    before = await shaped(record.result, conversation, record.job, record.result)
+    # Each turn holds all before it: without this a conversation could grow without an end.
+    most_bytes = parts.settings.max_body_bytes
+    if len(orjson.dumps(before)) > most_bytes:
+        raise TooLarge(f"{param}: the conversation before is too large: more than {most_bytes} bytes.", param=param)
+    return before
+
+
+async def _with_items(parts: Parts, principal: Principal, body: JsonObject) -> JsonObject:
+    """The request with the items that it only names. Raises BadRequest where one is not the caller's, TooLarge."""
+    items: dict[str, JsonObject] = {}
+    left_bytes = parts.settings.max_body_bytes
+    wanted = referenced(body)
+    for digits in wanted:
+        record = await _of_digits(parts, principal, digits)
+        if record is None or record.result is None:
+            continue
+        left_bytes -= len(record.result)
+        if left_bytes < 0:
+            raise TooLarge(f"The items named in the input are more than {parts.settings.max_body_bytes} bytes.")
+        items |= await shaped(record.result, items_by_id, record)
+    return with_items(body, items) if wanted else body
+
+
+async def _of_digits(parts: Parts, principal: Principal, digits: str) -> Record | None:
+    """The caller's own response whose id ends so, whatever its pool."""
+    for pool in parts.settings.all_pools:
+        if (record := await _find(parts, principal, f"resp_{pool}_{digits}")) is not None:
+            return record
+    return None
 
 
 def _job(parts: Parts, principal: Principal, body: JsonObject, before: list[JsonObject], request: Request) -> Job:
@@ -179,7 +241,7 @@ async def _in_background(parts: Parts, job: Job, *, streamed: bool) -> Response:
         raise NotFound(f"Response with id {response_id(job.id)!r} not found.")
     if streamed:
         return await _follow(parts, known, -1)
-    answer = await _shown(known)
+    answer = await _shown(parts, known)
     if known.job.id != job.id:
         answer.headers.update(REPLAYED)
     return answer
@@ -204,8 +266,7 @@ def _starting_after(request: Request) -> int | None:
 
 async def _follow(parts: Parts, record: Record, after: int) -> Response:
     """The response's events after this one, live where it still runs. Raises PositionGone where they are gone."""
-    job = answered_by(record.job, record.outcome)
-    headers = job_headers(job.id, journaled=job.journal)
+    job, headers = await _answering(parts, record, 0), _headers(record.job)
     shape = ResponseShape(job, record.created_ms // 1000, after=after)
     _, last = (await parts.streams.glance(job.pool, [job.id]))[0]
     if last is None and record.state.ended:

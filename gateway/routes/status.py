@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import metadata
 
 import orjson
@@ -15,7 +16,7 @@ from common.contracts import JsonObject, Priority
 from common.errors import HeadraceError
 from common.queue import LaneDepth, WorkerRow
 from gateway.auth import ADMIN
-from gateway.docs import HEALTH, LIVEZ, METRICS, QUEUES, READYZ, WORKERS
+from gateway.docs.operations import HEALTH, LIVEZ, METRICS, QUEUES, READYZ, WORKERS
 from gateway.parts import Parts
 
 
@@ -73,6 +74,7 @@ def router(parts: Parts) -> APIRouter:
     return routes
 
 
+@cache
 def metadata_version() -> str:
     """Headrace's version, where it is installed as a package."""
     try:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from common.contracts import JsonObject
 from common.errors import BadRequest
-from gateway.dialects.bounded import MAX_NODES, read_object
+from gateway.dialects.bounded import MAX_NODES, read_object, values_in
+from gateway.dialects.chat_schema import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, check_length
 from gateway.dialects.embeddings import parse_embeddings
 from gateway.dialects.native import Asked, JobOptions, JobSubmission, options_in, prompt_request
 from gateway.dialects.openai import ChatRequest, chat_request, check_metadata, schemas_of
@@ -40,6 +41,7 @@ def chat_of(given: pb.ChatRequest) -> ChatRequest:
         body["messages"] = _messages(given.messages)
     body |= _set(given, "max_completion_tokens", "temperature", "top_p", "seed", "n")
     if given.stop:
+        check_length("stop", given.stop, MAX_STOPS)
         body["stop"] = list(given.stop)
     return chat_request(_together(body, extra, ""))
 
@@ -98,14 +100,15 @@ class _Pieces:
         """The object in this piece, {} where there is none. Raises BadRequest."""
         if not raw:
             return {}
-        # At least as many as it holds: a value follows a comma or opens a container.
-        self._left -= 1 + raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+        self._left -= values_in(raw)
         if self._left < 0:
             raise BadRequest(f"The messages have too many values: at most {MAX_NODES}.", param="messages")
         return read_object(raw, _no_schemas)
 
 
-def _messages(given: Iterable[pb.ChatMessage]) -> list[JsonObject]:
+def _messages(given: Sequence[pb.ChatMessage]) -> list[JsonObject]:
+    # Two bytes make a message: millions of them would be read before the chat request's own checks.
+    check_length("messages", given, MAX_MESSAGES)
     pieces = _Pieces()
     return [_message(one, pieces, f"messages[{index}].") for index, one in enumerate(given)]
 
@@ -114,6 +117,7 @@ def _message(given: pb.ChatMessage, pieces: _Pieces, where: str) -> JsonObject:
     texts = {"role": given.role, "name": given.name, "tool_call_id": given.tool_call_id}
     message: JsonObject = {name: text for name, text in texts.items() if text} | _set(given, "content")
     if given.tool_calls:
+        check_length(f"{where}tool_calls", given.tool_calls, MAX_TOOLS)
         calls = enumerate(given.tool_calls)
         message["tool_calls"] = [_tool_call(one, pieces, f"{where}tool_calls[{index}].") for index, one in calls]
     return _together(message, pieces.read(given.extra_json), where)

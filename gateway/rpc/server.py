@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from common.errors import HeadraceError
 from gateway.http import MAX_HEAD_BYTES
 from gateway.parts import Parts
+from gateway.rpc.arrival import Arrival
 from gateway.rpc.headrace.v1 import inference_pb2_grpc as rpc
 from gateway.rpc.service import NAME, InferenceService
 
@@ -37,7 +38,9 @@ class RpcServer:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(parts.settings.max_body_bytes))
+        self._server = grpc.aio.server(
+            options=_options(parts.settings.max_body_bytes), interceptors=[Arrival(parts.settings.request_timeout_s)]
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = True
         self._service = InferenceService(parts)

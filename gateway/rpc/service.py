@@ -14,7 +14,7 @@ from common.contracts import Failure, Job, Position, State
 from common.errors import BadRequest, HeadraceError, LaterError, PositionGone
 from common.queue import Record
 from gateway.admission import BACKGROUND, STREAMED, WAITED_FOR, Manner
-from gateway.answers import REPLAYED, Opened, job_headers, open_stream, shaped, wait_for_end
+from gateway.answers import REPLAYED, Opened, choice_headers, job_headers, open_stream, shaped, wait_for_end
 from gateway.dialects.openai import ChatRequest
 from gateway.parts import Parts
 from gateway.readers import SlowReader
@@ -176,7 +176,7 @@ class InferenceService(rpc.InferenceServiceServicer):
 
     async def _stored(self, call: Call, record: Record, shape: EventShape, written: Written[Message]) -> None:
         """The stored answer as a stream: its own stream is no longer kept."""
-        call.told = {**job_headers(record.job.id), **REPLAYED}
+        call.told = {**job_headers(record.job.id), **choice_headers(record.job), **REPLAYED}
         outcome = record.outcome
         if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
             call.final = True
@@ -189,7 +189,7 @@ class InferenceService(rpc.InferenceServiceServicer):
         if seen is not None or record.state.ended:
             last = await last_entry(self._parts, record)
             start = None if seen is None else _start(record, seen, last)
-        await call.begin(job_headers(record.job.id))
+        await call.begin({**job_headers(record.job.id), **choice_headers(record.job)})
         if seen is not None and start is None:
             return
         job = record.job
@@ -230,9 +230,10 @@ class InferenceService(rpc.InferenceServiceServicer):
         job_id = accepted.admitted.job_id if accepted.admitted else accepted.job.id
         replayed = job_id != accepted.job.id
         record = await record_of(self._parts, job_id) if replayed else None
-        journaled = record.job.journal if record else accepted.job.journal
+        known = record.job if record else accepted.job
         state = record.state if record else State.DELAYED if job.delay_ms else State.QUEUED
-        await call.begin({**job_headers(job_id, journaled=journaled), **(REPLAYED if replayed else {})})
+        told = job_headers(job_id, journaled=known.journal) | choice_headers(known)
+        await call.begin(told | REPLAYED if replayed else told)
         return pb.SubmitJobResponse(job_id=job_id, status=STATUSES[state], replayed=replayed)
 
     async def _shown(self, record: Record) -> pb.Job:

@@ -12,7 +12,7 @@ from common.queue import AttemptError, Place, Record
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS_ENDPOINT
 from gateway.dialects.embeddings import embeddings_object
 from gateway.dialects.openai import completion_id
-from gateway.dialects.surfaces import surface_of
+from gateway.dialects.surfaces import answered_by, surface_of
 from gateway.rpc.codes import reason_of
 from gateway.rpc.headrace.v1 import inference_pb2 as pb
 
@@ -184,7 +184,8 @@ def _timings(told: dict[str, int]) -> pb.Timings:
 
 def job_of(record: Record, *, queue: pb.QueuePlace | None, cost_usd: float | None) -> pb.Job:
     """A job as it stands."""
-    job, outcome = record.job, record.outcome
+    outcome = record.outcome
+    job = answered_by(record.job, outcome)
     shown = pb.Job(
         id=job.id,
         status=STATUSES[record.state],
@@ -199,12 +200,19 @@ def job_of(record: Record, *, queue: pb.QueuePlace | None, cost_usd: float | Non
         queue=queue,
         metadata_json=orjson.dumps(job.metadata) if job.metadata else b"",
         cost_usd=cost_usd,
+        choice=_model_choice(record.job),
     )
     if outcome is not None:
         _add_outcome(shown, outcome)
     if record.result:
-        _add_answer(shown, record, record.result)
+        _add_answer(shown, job, record.created_ms, record.result)
     return shown
+
+
+def _model_choice(job: Job) -> pb.ModelChoice | None:
+    return (
+        pb.ModelChoice(asked=job.choice["asked"], model=job.model, reason=job.choice["reason"]) if job.choice else None
+    )
 
 
 def _add_outcome(shown: pb.Job, outcome: Outcome) -> None:
@@ -217,12 +225,11 @@ def _add_outcome(shown: pb.Job, outcome: Outcome) -> None:
         shown.timings.CopyFrom(_timings(outcome.timings_ms))
 
 
-def _add_answer(shown: pb.Job, record: Record, result: bytes) -> None:
-    job = record.job
+def _add_answer(shown: pb.Job, job: Job, created_ms: int, result: bytes) -> None:
     if job.endpoint == EMBEDDINGS_ENDPOINT:
         shown.embeddings_json = embeddings_object(job.model, job.body, result)
     else:
-        shown.completion.CopyFrom(completion_of(job, record.created_ms, result))
+        shown.completion.CopyFrom(completion_of(job, created_ms, result))
 
 
 def _attempt(one: AttemptError) -> pb.FailedAttempt:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.chaos.checker import History, calm_problems, problems, recoveries
+from tests.chaos.leaks import slope_part, steady_slope_part
 from tests.chaos.record import Line, Recorder, read
 
 DEADLINE_MS = 10_000
@@ -228,3 +229,10 @@ def test_what_is_recorded_is_what_is_read(tmp_path: Path) -> None:
     recorder.note("accepted", op=recorder.invoke("poll", tokens=3), job="a job")
     recorder.close()
     assert read(recorder.path) == recorder.lines
+
+
+def test_what_grows_steadily_is_a_leak_and_a_single_step_is_none() -> None:
+    leak = [(5.0 * look, 80_000 + 15 * look) for look in range(160)]
+    step = [(5.0 * look, 80_000 + (1_100 if look > 100 else 0)) for look in range(160)]
+    assert steady_slope_part(leak, 600) == pytest.approx(1_800 / 81_000, rel=0.1)
+    assert steady_slope_part(step, 600) < 0.001 < 0.01 < slope_part(step, 600)

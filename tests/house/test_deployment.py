@@ -20,7 +20,10 @@ from tests.house.source import ROOMS, ROOT
 OURS = ("gateway", "worker", "scheduler")
 METRICS_PORTS = {"gateway": 9091, "scheduler": 9092, "worker": 9093}
 PIN = re.compile(r"^([a-z0-9._-]+)==([^\s;]+)", re.MULTILINE | re.IGNORECASE)
-OTHER_FOLDERS = {".git", ".venv", ".headrace", ".ruff_cache", ".hypothesis", ".import_linter_cache", "__pycache__"}
+OTHER_FOLDERS = {
+    *(".git", ".venv", ".headrace", ".ruff_cache", ".hypothesis", ".import_linter_cache", "__pycache__"),
+    "node_modules",
+}
 
 
 def compose() -> dict[str, Any]:

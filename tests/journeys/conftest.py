@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from tests.support.fleet import KEY, OTHER_KEY, ROOT, Fleet
+from tests.support.grpc_client import Caller, caller
 from tests.support.upstream import HANG, Reply, Request, Upstream
 
 # `unserved` waits in a pool that no worker serves, `narrow` in one whose worker does one job at a time.
@@ -153,6 +154,20 @@ def elsewhere(fleet: Fleet) -> Iterator[httpx.Client]:
 def stranger(fleet: Fleet) -> Iterator[httpx.Client]:
     """Another tenant, at the first gateway."""
     with fleet.client(0, key=OTHER_KEY) as one:
+        yield one
+
+
+@pytest.fixture
+def rpc(fleet: Fleet) -> Iterator[Caller]:
+    """A gRPC caller of the first gateway."""
+    with caller(fleet) as one:
+        yield one
+
+
+@pytest.fixture
+def rpc_elsewhere(fleet: Fleet) -> Iterator[Caller]:
+    """The same caller at the second gateway."""
+    with caller(fleet, 1) as one:
         yield one
 
 

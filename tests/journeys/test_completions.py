@@ -10,7 +10,9 @@ import orjson
 import pytest
 from openai.types import Completion
 
-from tests.support.say import frames, record
+from tests.journeys.conftest import MOST_WAITING
+from tests.support.fleet import until
+from tests.support.say import frames, record, when
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -95,6 +97,108 @@ def test_log_probabilities_are_lists_side_by_side(client: httpx.Client, stream: 
     assert len(joined["top_logprobs"]) == 3
 
 
+# --- several prompts --------------------------------------------------------------------------------------------------
+
+REFUSED = script(error="upstream_refused")
+
+
+def jobs_of(answer: httpx.Response) -> list[str]:
+    """The jobs that an answer was made of."""
+    return answer.headers["x-headrace-job-id"].split(", ")
+
+
+def together(client: httpx.Client, *prompts: str, key: str = "", **more: Any) -> httpx.Response:
+    headers = {"idempotency-key": key} if key else {}
+    return client.post(PATH, json={"model": "echo", "prompt": prompts, **more}, headers=headers)
+
+
+def test_several_prompts_are_answered_as_one_with_their_choices_in_order(sdk: openai.OpenAI) -> None:
+    found = sdk.completions.with_raw_response.create(model="echo", prompt=["a", "b c", "d"], n=2, echo=True)
+    answer = found.parse()
+    assert [(choice.index, choice.text) for choice in answer.choices] == list(
+        enumerate(["aa", "aa", "b cb c", "b cb c", "dd", "dd"])
+    )
+    assert answer.usage is not None and (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 8)
+    ids = found.headers["x-headrace-job-id"].split(", ")
+    assert len(set(ids)) == 3 and answer.id.removeprefix("cmpl-") == ids[0][-32:]
+
+
+def test_several_prompts_are_streamed_in_turns_as_one(sdk: openai.OpenAI) -> None:
+    slow = script(numbered=True, tokens=6, token_ms=30)
+    said, ends, order = dict.fromkeys(range(3), ""), list[tuple[int, Any]](), list[int]()
+    options: Any = {"include_usage": True}
+    with sdk.completions.create(model="echo", prompt=[slow, slow, "x"], stream=True, stream_options=options) as stream:
+        *chunks, last = stream
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        said[choice.index] += choice.text
+        order.append(choice.index)
+        ends += [(choice.index, choice.finish_reason)] if choice.finish_reason else []
+    assert said == {0: " 0 1 2 3 4 5", 1: " 0 1 2 3 4 5", 2: "x"}
+    assert sorted(ends) == [(0, "stop"), (1, "stop"), (2, "stop")]
+    assert order.index(1) < len(order) - 1 - order[::-1].index(0), "one after the other, not in turns"
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in (*chunks, last)}) == 1
+    assert last.choices == [] and last.usage is not None and last.usage.completion_tokens == 13
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_where_one_of_several_fails_all_fail_and_the_others_are_cancelled(client: httpx.Client, stream: bool) -> None:
+    slow = script(tokens=500, token_ms=50)
+    later = script(numbered=True, tokens=9, token_ms=10, fail_at=3)
+    fails, code, status = (later, "upstream_interrupted", 200) if stream else (REFUSED, "upstream_refused", 400)
+    headers = {"x-headrace-on-disconnect": "continue"}
+    body = {"model": "echo", "prompt": [slow, fails, slow], "max_tokens": 500, "stream": stream}
+    answer = client.post(PATH, json=body, headers=headers)
+    error = frames(answer.content)[-1].json["error"] if stream else answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert [when(client, job_id)["status"] for job_id in jobs_of(answer)] == ["cancelled", "failed", "cancelled"]
+
+
+def test_whoever_hangs_up_on_several_leaves_none_of_them_running(client: httpx.Client) -> None:
+    slow = script(tokens=500, token_ms=50)
+    body = {"model": "echo", "prompt": [slow, slow], "max_tokens": 500, "stream": True}
+    with client.stream("POST", PATH, json=body) as answer:
+        next(answer.iter_raw())
+    assert [when(client, job_id)["status"] for job_id in jobs_of(answer)] == ["cancelled", "cancelled"]
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(PATH, json={**body, "stream": False, "user": "left"}, timeout=0.6)
+    newest = client.get("/v1/jobs", params={"limit": 2}).json()["data"]
+    assert [when(client, job["id"])["status"] for job in newest] == ["cancelled", "cancelled"]
+    until(lambda: client.get("/health").json()["streams"] == 0, what="readers are left")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_key_that_comes_again_gets_the_same_answers_and_another_prompt_is_refused(
+    client: httpx.Client, stream: bool
+) -> None:
+    key = f"several-{stream}"
+    first, again = (together(client, "a", "b", key=key, stream=stream) for _ in range(2))
+    assert jobs_of(again) == jobs_of(first) and again.content == first.content
+    assert (first.headers.get("x-headrace-replayed"), again.headers["x-headrace-replayed"]) == (None, "true")
+    for prompts in (("a",), ("a", "c"), ("a", "b", "c")):
+        other = together(client, *prompts, key=key, stream=stream)
+        assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused"), prompts
+    assert jobs_of(together(client, "a", "b", key=key, stream=stream)) == jobs_of(first)
+
+
+def test_where_there_is_no_room_for_all_none_of_them_waits(client: httpx.Client) -> None:
+    refused = together(client, *["x"] * (MOST_WAITING + 1), model="crowded")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after-ms"]) >= int(refused.headers["retry-after"]) * 1_000 - 999 >= 1
+    assert refused.headers["x-should-retry"] == "true"
+    assert not [name for name in refused.headers if "ratelimit" in name], "a limit in time that there is not"
+    newest = client.get("/v1/jobs", params={"limit": MOST_WAITING}).json()["data"]
+    assert {(job["model"], job["status"]) for job in newest} == {("crowded", "cancelled")}
+
+
+def test_what_can_not_begin_is_a_status_for_several_too(client: httpx.Client) -> None:
+    for stream in (True, False):
+        answer = together(client, script(error="upstream_credentials"), "b", stream=stream)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_credentials")
+
+
+# --- jobs and refusals ------------------------------------------------------------------------------------------------
+
+
 def test_a_completion_is_a_job_that_tells_where_it_came_in(client: httpx.Client) -> None:
     for stream in (True, False):
         answer = client.post(PATH, json={"model": "echo", "prompt": "a", "stream": stream})
@@ -113,7 +217,7 @@ def test_a_failure_after_the_first_token_is_raised_by_the_client(sdk: openai.Ope
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a"] * 65}, "prompt"),
         ({"prompt": [1, 2, 3]}, "prompt"),
         ({"prompt": [[1, 2], [3]]}, "prompt"),
         ({"prompt": []}, "prompt"),

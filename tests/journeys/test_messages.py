@@ -83,13 +83,14 @@ def test_text_of_every_kind_comes_back_as_it_was(claude: httpx.Client) -> None:
     assert deltas(streamed(claude, asked(HARD, stream=True)), "text_delta", "text") == HARD
 
 
-def test_thoughts_are_blocks_of_their_own_unless_they_are_not_wanted(claude: httpx.Client) -> None:
+def test_thoughts_are_blocks_of_their_own_where_they_are_asked_for(claude: httpx.Client) -> None:
     script = {"text": "so", "reasoning": "let me see"}
-    whole = claude.post(PATH, json=asked(script=script)).json()
+    wanted = {"type": "adaptive", "display": "summarized"}
+    whole = claude.post(PATH, json=asked(script=script, thinking=wanted)).json()
     assert [block["type"] for block in whole["content"]] == ["thinking", "text"]
-    events = streamed(claude, asked(script=script, stream=True))
+    events = streamed(claude, asked(script=script, stream=True, thinking=wanted))
     assert deltas(events, "thinking_delta", "thinking") == whole["content"][0]["thinking"] == "let me see"
-    hidden = claude.post(PATH, json=asked(script=script, thinking={"type": "disabled"})).json()
+    hidden = claude.post(PATH, json=asked(script=script)).json()
     assert [block["type"] for block in hidden["content"]] == ["text"]
 
 

@@ -136,9 +136,10 @@ def test_a_request_that_asks_for_nothing_is_done_at_once(client: httpx.Client, p
         assert "x-headrace-job-id" not in answer.headers
 
 
-def test_what_curl_sends_without_a_content_type_is_taken_but_not_from_a_page(client: httpx.Client) -> None:
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/octet-stream"])
+def test_what_clients_send_without_a_content_type_is_taken_but_not_from_a_page(client: httpx.Client, kind: str) -> None:
     raw = orjson.dumps(chat("hi", more={"stream": False}))
-    form = {"content-type": "application/x-www-form-urlencoded"}
+    form = {"content-type": kind}
     assert client.post("/api/chat", content=raw, headers=form).json()["message"]["content"] == "hi"
     refused(client.post("/api/chat", content=raw, headers={**form, "origin": "http://a.example"}), 415, "JSON")
     assert client.post("/v1/chat/completions", content=raw, headers=form).status_code == 415
@@ -235,6 +236,12 @@ def test_keys_and_addresses_are_refused_in_ollamas_form(fleet: Fleet, client: ht
             refused(stranger.request(method, path, json={}), 401, "Incorrect API key")
     refused(client.post("/api/pull", json={"model": "x"}), 404, "/api/pull")
     refused(client.get("/api/chat"), 405, "GET")
+
+
+def test_an_option_with_a_fault_is_refused_also_where_there_is_nothing_to_do(client: httpx.Client) -> None:
+    for path in ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"):
+        answer = client.post(path, json={"model": "echo"}, headers={"x-headrace-priority": "urgent"})
+        refused(answer, 400, "x-headrace-priority")
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_any_response_is_read_again_from_any_event_at_any_gateway(
 def test_a_stream_that_was_cut_goes_on_where_it_was(
     fleet: Fleet, sdk: openai.OpenAI, client: httpx.Client, background: bool
 ) -> None:
-    given = script(numbered=True, tokens=60, token_ms=30)
+    given = script(numbered=True, tokens=60, token_ms=12)
     seen: list[Any] = []
     headers = {"x-headrace-on-disconnect": "continue"}
     with sdk.responses.create(
@@ -377,12 +377,47 @@ def test_a_call_is_answered_by_its_output(sdk: openai.OpenAI) -> None:
     assert sdk.responses.create(model="echo", input=history, tools=[WEATHER]).status == "completed"
 
 
+def test_items_may_be_named_instead_of_sent_again(
+    sdk: openai.OpenAI, client: httpx.Client, elsewhere: httpx.Client, stranger: httpx.Client
+) -> None:
+    def asked(*items: Any) -> dict[str, Any]:
+        references = [{"type": "item_reference", "id": item.id} if hasattr(item, "id") else item for item in items]
+        return {"model": "echo", "input": [{"role": "user", "content": "weather?"}, *references], "tools": [WEATHER]}
+
+    words = script(reasoning="hm", text="let me see")
+    first = sdk.responses.create(model="echo", input=words)
+    called = sdk.responses.create(model="echo", input="x", tools=[WEATHER], tool_choice="required")
+    (call,) = called.output
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}  # pyright: ignore
+    body = asked(*first.output, call, output, {"role": "user", "content": "and so?"})
+    answer = elsewhere.post(PATH, json=body).json()
+    assert answer["output"][0]["content"][0]["text"] == "and so?"
+    items = client.get(f"{PATH}/{answer['id']}/input_items", params={"order": "asc"}).json()["data"]
+    kinds = ["message", "message", "function_call", "function_call_output", "message"]
+    assert [item["type"] for item in items] == kinds
+    assert items[1]["content"][0]["text"] == "let me see"
+    assert client.post(f"{PATH}/input_tokens", json=body).status_code == 200
+    forgotten = sdk.responses.create(model="echo", input=words, store=False)
+    for one, wrong in ((stranger, body), (client, asked(*forgotten.output)), (client, asked(call, call))):
+        refused = one.post(PATH, json=wrong)
+        assert refused.status_code == 400 and "input[" in refused.json()["error"]["param"]
+
+
 def test_an_unknown_one_to_go_on_from_is_refused(client: httpx.Client, stranger: httpx.Client) -> None:
     kept = client.post(PATH, json={"model": "echo", "input": "a"}).json()["id"]
     forgotten = client.post(PATH, json={"model": "echo", "input": "a", "store": False}).json()["id"]
     for one, previous in ((client, forgotten), (stranger, kept), (client, "resp_x"), (client, kept[:-1] + "z")):
         answer = one.post(PATH, json={"model": "echo", "input": "b", "previous_response_id": previous})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "previous_response_not_found")
+
+
+def test_a_conversation_that_has_grown_beyond_what_a_body_may_hold_is_not_gone_on_with(client: httpx.Client) -> None:
+    asked: dict[str, Any] = {"model": "echo", "input": "x" * 1_200_000, "max_output_tokens": 1}
+    first = client.post(PATH, json=asked).json()["id"]
+    second = client.post(PATH, json={**asked, "previous_response_id": first}).json()["id"]
+    refused = client.post(PATH, json={"model": "echo", "input": "x", "previous_response_id": second})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (413, "request_too_large", "previous_response_id")
 
 
 def test_input_items_come_in_pages(client: httpx.Client) -> None:
@@ -395,6 +430,24 @@ def test_input_items_come_in_pages(client: httpx.Client) -> None:
         page = client.get(f"{PATH}/{response}/input_items", params=query).json()
         seen += [item["content"][0]["text"] for item in page["data"]]
     assert seen == ["n4", "n3", "n2", "n1", "n0"]
+
+
+def test_the_tokens_of_an_input_are_estimated_with_all_that_goes_along(
+    sdk: openai.OpenAI, client: httpx.Client
+) -> None:
+    text = "four letters make one token, or so it is said" * 20
+    bare = sdk.responses.input_tokens.count(model="echo", input=text)
+    assert bare.object == "response.input_tokens"
+    assert len(text) // 6 < bare.input_tokens < len(text) // 2
+    more: Any = {"instructions": text, "tools": [WEATHER]}
+    assert sdk.responses.input_tokens.count(model="echo", input=text, **more).input_tokens > 2 * bare.input_tokens
+    first = sdk.responses.create(model="echo", input=text)
+    gone_on = sdk.responses.input_tokens.count(model="echo", input="x", previous_response_id=first.id)
+    assert gone_on.input_tokens > 2 * bare.input_tokens, "the question and its answer count"
+    unknown = client.post(f"{PATH}/input_tokens", json={"model": "none", "input": "x"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    lacking = client.post(f"{PATH}/input_tokens", json={"model": "echo"})
+    assert (lacking.status_code, lacking.json()["error"]["param"]) == (400, "input")
 
 
 # --- whose, and how long ----------------------------------------------------------------------------------------------

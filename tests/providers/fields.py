@@ -79,16 +79,17 @@ def treatment(kind: str, field: str) -> str:
     else:
         value = FIELDS[field]
     try:
-        wire = _wire(kind, {**base, field: value})
+        wire = wire_of(kind, {**base, field: value})
     except UpstreamRefused:
         return "refused"
-    if wire == _wire(kind, base):
+    if wire == wire_of(kind, base):
         return "dropped"
     return "passed" if wire.get(field) == value else "converted"
 
 
-def _wire(kind: str, body: JsonObject) -> JsonObject:
-    where = backend(kind, "http://127.0.0.1:1")
+def wire_of(kind: str, body: JsonObject, **settings: Any) -> JsonObject:
+    """The body that a backend of this kind and settings is sent. Raises UpstreamRefused."""
+    where = backend(kind, "http://127.0.0.1:1", **settings)
     return TO_WIRE[kind](Call(where, "/v1/chat/completions", "m", body, stream=True, timeout_s=1))
 
 

@@ -1,6 +1,7 @@
 """Model servers of every kind, played by stand-ins: a Scene says what happens, a stage plays it in that kind's dialect.
 
-The bytes are those of real servers, shortened. llama.cpp is also tested against the real engine (`test_real_llamacpp`).
+The bytes are those of real servers, shortened. llama.cpp and vLLM are also tested as they are (`test_real_llamacpp`,
+`tests/real`).
 """
 
 from __future__ import annotations
@@ -144,15 +145,35 @@ OPENAI = Dialect(
         {"error": {"message": text, "type": "some_error", "param": "messages", "code": None}}
     ),
 )
+
+
+def _vllm(delta: dict[str, Any], reason: str | None = None) -> bytes:
+    ended = {"stop_reason": None} if reason else {}
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason, **ended, "token_ids": None}
+    return sse({**_chunk({}), "choices": [choice]})
+
+
+_VLLM_VERSION = {"system_fingerprint": "vllm-0.32.0-f44373b0"}
+_VLLM_NULLS = dict.fromkeys(
+    ("service_tier", "prompt_logprobs", "prompt_token_ids", "prompt_text", "kv_transfer_params", "metrics")
+)
+
 VLLM = Dialect(
     kind="vllm",
     content_type="text/event-stream; charset=utf-8",
-    head=(sse(_chunk({"role": "assistant", "content": ""}, prompt_token_ids=None)),),
-    token=lambda text: sse(_chunk({"content": text}, token_ids=None)),
-    tail=(sse(_chunk({"content": ""}, "stop")), sse({**_chunk({}), "choices": [], "usage": USAGE}), DONE),
-    failure=sse({"error": {"message": "engine died", "type": "InternalServerError", "param": None, "code": 500}})
+    head=(sse(_chunk({"role": "assistant", "content": ""}, prompt_token_ids=None, prompt_text=None)),),
+    token=lambda text: _vllm({"content": text}),
+    tail=(_vllm({}, "stop"), sse({**_chunk({}), "choices": [], "usage": USAGE, **_VLLM_VERSION}), DONE),
+    failure=sse(
+        {
+            "error": {
+                "message": "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+                **{"type": "InternalServerError", "param": None, "code": 500},
+            }
+        }
+    )
     + DONE,
-    whole=lambda tokens: _whole(tokens, kv_transfer_params=None, prompt_logprobs=None),
+    whole=lambda tokens: _whole(tokens, **_VLLM_NULLS, **_VLLM_VERSION),
     refusal=lambda status, text: orjson.dumps(
         {"error": {"message": text, "type": "BadRequestError", "param": "messages", "code": status}}
     ),

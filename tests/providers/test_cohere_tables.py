@@ -42,6 +42,10 @@ def _wire(body: JsonObject, **options: Any) -> JsonObject:
         ({"max_tokens": 5, "max_completion_tokens": 7}, {"max_tokens": 7}),
         ({"stop": "x"}, {"stop_sequences": ["x"]}),
         ({"temperature": 0, "top_p": 0.5, "top_k": 4, "seed": 0}, {"temperature": 0, "p": 0.5, "k": 4, "seed": 0}),
+        # Its numbers do not go as far as OpenAI's: 1, which many clients send, is beyond.
+        ({"top_p": 1, "top_k": -1}, {"p": 0.99, "k": 0}),
+        ({"top_p": 0, "top_k": 501}, {"p": 0.01, "k": 500}),
+        ({"frequency_penalty": -2, "presence_penalty": 2}, {"frequency_penalty": 0, "presence_penalty": 1}),
         (
             {"frequency_penalty": 0.5, "user": "u", "store": True, "parallel_tool_calls": True},
             {"frequency_penalty": 0.5},
@@ -231,7 +235,7 @@ def test_an_end_that_is_a_fault_is_an_error(told: str, error: type[UpstreamError
     ],
 )
 def test_what_was_counted_goes_before_what_is_billed(told: Any, usage: Usage | None) -> None:
-    assert cohere.to_usage(told) == usage
+    assert cohere.to_counts(told).usage == usage
 
 
 def test_a_whole_answer_becomes_one_chunk() -> None:

@@ -141,6 +141,15 @@ async def test_tools_are_called(text: str, body: JsonObject, called: tuple[str, 
 
 
 @pytest.mark.parametrize("stream", [True, False])
+async def test_a_tool_loop_ends_once_its_results_have_come(stream: bool) -> None:
+    call = _call(_script(tool_calls=[{"name": "w"}], then="it is sunny"), stream=stream)
+    assert (await _answer(call))["choices"][0]["finish_reason"] == "tool_calls"
+    call.body["messages"].append({"role": "tool", "tool_call_id": "call_echo_0", "content": "sunny"})
+    choice = (await _answer(call))["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("it is sunny", "stop")
+
+
+@pytest.mark.parametrize("stream", [True, False])
 async def test_log_probabilities_come_with_each_token(stream: bool) -> None:
     choice = (await _answer(_call("é b", stream=stream, logprobs=True, top_logprobs=2)))["choices"][0]
     entries = choice["logprobs"]["content"]

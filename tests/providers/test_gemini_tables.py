@@ -86,6 +86,21 @@ def test_newer_models_get_a_level_of_thinking(model: str, effort: str, level: st
 
 
 @pytest.mark.parametrize(
+    ("model", "effort", "thinking"),
+    [
+        ("gemini-2.5-flash", "none", {"includeThoughts": False, "thinkingBudget": 0}),
+        ("gemini-2.5-pro", "none", {"includeThoughts": False, "thinkingBudget": 128}),  # the least that it takes
+        ("gemini-2.5-pro", "max", {"includeThoughts": True, "thinkingBudget": 24_576}),
+        ("gemini-2.0-flash", "high", None),  # refuses to be told
+        ("tunedModels/mine", "high", {"includeThoughts": True, "thinkingBudget": 24_576}),
+    ],
+)
+def test_older_models_are_told_a_budget_that_they_take(model: str, effort: str, thinking: JsonObject | None) -> None:
+    wire = _wire({"messages": [USER], "reasoning_effort": effort}, model=model)
+    assert wire.get("generationConfig", {}).get("thinkingConfig") == thinking
+
+
+@pytest.mark.parametrize(
     ("choice", "config"),
     [
         (None, None),
@@ -346,7 +361,7 @@ def test_a_prompt_that_is_blocked_is_refused_as_such(reason: str) -> None:
     ],
 )
 def test_usage_counts_what_was_thought(told: Any, usage: Usage | None) -> None:
-    assert gemini.to_usage(told) == usage
+    assert gemini.to_counts(told).usage == usage
 
 
 def test_the_last_usage_told_is_the_one() -> None:

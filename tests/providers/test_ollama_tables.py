@@ -116,8 +116,6 @@ _PART = "messages[0].content[0]"
     ("body", "param"),
     [
         ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 3}, "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
@@ -152,16 +150,36 @@ def _choice(delta: JsonObject, reason: str | None = None) -> JsonObject:
         ({"message": {"content": "a"}, "done": False}, Chunk([_choice({"content": "a"})])),
         ({"message": {"content": "", "thinking": "hm"}}, Chunk([_choice({"reasoning_content": "hm"})])),
         ({"message": {"content": ""}, "done": False}, None),
+        (
+            {"message": {"content": "a"}, "logprobs": [{"token": "a", "logprob": -0.5}], "done": False},
+            Chunk(
+                [
+                    {
+                        **_choice({"content": "a"}),
+                        "logprobs": {
+                            "content": [{"bytes": None, "top_logprobs": [], "token": "a", "logprob": -0.5}],
+                            "refusal": None,
+                        },
+                    }
+                ]
+            ),
+        ),
         ({"done": False}, None),
         (
             {"message": {"content": ""}, "done": True, "prompt_eval_count": 3, "eval_count": 2},
             Chunk([_choice({}, "stop")], Usage(3, 2)),
         ),
         # The prompt's count is missing when the prompt was in the cache: unknown, not 0.
-        ({"done": True, "done_reason": "length", "eval_count": 2}, Chunk([_choice({}, "length")])),
+        (
+            {"done": True, "done_reason": "length", "eval_count": 2},
+            Chunk([_choice({}, "length")], counted={"completion_tokens": 2}),
+        ),
         ({"done": True, "done_reason": "load"}, Chunk([_choice({}, "stop")])),
         ({"done": True, "done_reason": "unload"}, Chunk([_choice({}, "stop")])),
-        ({"done": True, "prompt_eval_count": -1, "eval_count": 2}, Chunk([_choice({}, "stop")])),
+        (
+            {"done": True, "prompt_eval_count": -1, "eval_count": 2},
+            Chunk([_choice({}, "stop")], counted={"completion_tokens": 2}),
+        ),
     ],
 )
 def test_a_line_becomes_a_chunk(event: JsonObject, chunk: Chunk | None) -> None:

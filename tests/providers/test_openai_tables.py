@@ -127,14 +127,16 @@ def test_the_public_request_stays_as_it_was(to_wire: Any) -> None:
             },
             Chunk([], Usage(3, 2, {"prompt_tokens_details": {"cached_tokens": 1}})),
         ),
-        (  # an embedding's usage has no completion
+        (  # half of it
             {"choices": [_choice({})], "usage": {"prompt_tokens": 3, "total_tokens": 3}},
-            Chunk([_choice({})], Usage(3, 0)),
+            Chunk([_choice({})], counted={"prompt_tokens": 3}),
         ),
         ({"choices": [], "prompt_filter_results": []}, None),
-        ({"choices": [], "usage": {"prompt_tokens": -1, "completion_tokens": 2}}, None),
-        ({"choices": [], "usage": {"prompt_tokens": "3", "completion_tokens": 2}}, None),
-        ({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2**60}}, None),
+        (  # and what can't be true is as good as not told
+            {"choices": [], "usage": {"prompt_tokens": -1, "completion_tokens": 2}},
+            Chunk([], counted={"completion_tokens": 2}),
+        ),
+        ({"choices": [], "usage": {"prompt_tokens": "3", "completion_tokens": 2**60}}, None),
         ({"choices": [], "usage": "many"}, None),
         (
             {"choices": [_choice({"content": "a"})], "system_fingerprint": "fp", "service_tier": "flex", "timings": {}},
@@ -155,6 +157,7 @@ def test_the_public_request_stays_as_it_was(to_wire: Any) -> None:
         ),
         ({"choices": [_choice({"content": "a", "tool_calls": []})]}, Chunk([_choice({"content": "a"})])),
         ({"choices": [_choice({}, "length")]}, Chunk([_choice({}, "length")])),
+        ({"choices": [{**_choice({}), "logprobs": "x"}]}, Chunk([{**_choice({}), "logprobs": None}])),
         ({"choices": [_choice({}, "a new one")]}, Chunk([_choice({}, "stop")])),
         ({"choices": [_choice({}, "")]}, Chunk([_choice({}, None)])),
     ],

@@ -71,7 +71,7 @@ async def test_a_ring_for_other_work_stays_for_others_where_slots_are_kept(redis
     async with a_worker(redis_server.url, **KEEPING) as rig:
         await run(rig, range(1, 7))
         await rig.queue.submit(a_job(10, **BATCH))
-        await until(lambda: _is(rig.worker._unheard == DEAF))
+        await until(lambda: _is(rig.worker._hearing.unheard == DEAF))
         async with a_worker(redis_server.url, **KEEPING, name="other") as other:
             await other.running(10)
         assert job_id(10) not in rig.runs
@@ -95,7 +95,7 @@ async def test_what_a_full_pool_held_back_hangs_at_the_bell_and_wakes_nobody_in_
     async with a_worker(redis_server.url, **KEEPING) as rig:
         await run(rig, range(1, 7))
         await rig.queue.submit(a_job(10, **BATCH))
-        await until(lambda: _is(rig.worker._unheard == DEAF))
+        await until(lambda: _is(rig.worker._hearing.unheard == DEAF))
         for number in (7, 8):
             await run(rig, [number])
         assert rings(redis_server) == (0, 1)
@@ -124,7 +124,7 @@ async def test_a_full_worker_that_is_woken_for_nothing_still_looks_when_a_slot_i
         runs = await run(rig, range(1, 9))
         await rig.queue.submit(a_job(10, **BATCH))
         rig.worker.wake()
-        await until(lambda: _is(not rig.worker._wanted.is_set()))
+        await until(lambda: _is(not rig.worker._hearing.wanted.is_set()))
         redis_server.command("DEL", keys.bell(POOL))
         for one in runs[:3]:
             one.go_on.set()
@@ -135,9 +135,9 @@ async def test_a_worker_whose_slots_are_kept_no_longer_hears_other_work_again(re
     async with a_worker(redis_server.url, **KEEPING) as rig:
         first, *_ = await run(rig, range(1, 7))
         await rig.queue.ring(POOL, urgent=False)  # for nothing
-        await until(lambda: _is(rig.worker._unheard == DEAF))
+        await until(lambda: _is(rig.worker._hearing.unheard == DEAF))
         first.go_on.set()
-        await until(lambda: _is(not rig.worker._kept))
+        await until(lambda: _is(not rig.worker._hearing.kept))
         await rig.queue.submit(a_job(10, **BATCH))
         await rig.running(10)
 
@@ -146,12 +146,12 @@ async def test_kept_slots_are_free_for_all_once_the_half_minute_is_over(redis_se
     async with a_worker(redis_server.url, **IMPATIENT) as rig:
         await run(rig, range(1, 7))
         await rig.queue.submit(a_job(10, **BATCH))
-        await until(lambda: _is(rig.worker._unheard == DEAF))
+        await until(lambda: _is(rig.worker._hearing.unheard == DEAF))
         assert await rig.state(10) is State.QUEUED
         redis_server.command("HINCRBY", keys.fair(POOL), "u", -KEPT_AFTER_MS)
         await rig.running(10)
         # And what comes now is heard, not only found.
-        await until(lambda: _is(not rig.worker._kept))
+        await until(lambda: _is(not rig.worker._hearing.kept))
         await run(rig, [11], **BATCH)
 
 

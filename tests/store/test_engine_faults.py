@@ -120,6 +120,19 @@ class ReluctantRun(SteeredRun):
             raise
 
 
+async def test_a_worker_that_was_given_up_lets_go_of_its_jobs_though_nobody_has_them_yet(
+    redis_server: RedisServer,
+) -> None:
+    async with a_worker(redis_server.url) as rig:
+        rig.kind = ReluctantRun
+        await rig.queue.submit(a_job(1))
+        first = await rig.running(1)
+        assert isinstance(first, ReluctantRun)
+        await rig.store.command("ZADD", f"hr:{{{POOL}}}:workers", 0, rig.worker.id)
+        await first.cancelled.wait()
+        first.let_go.set()
+
+
 async def test_a_job_that_comes_back_while_its_first_attempt_still_lets_go_is_run_once_that_is_gone(
     redis_server: RedisServer,
 ) -> None:

@@ -162,10 +162,10 @@ async def test_a_cap_that_is_reached_keeps_jobs_in_the_queue_until_it_has_room(r
         first = await rig.running(1)
         rig.caps[:] = [Cap(0, frozenset(ALL_LANES))]
         await rig.queue.submit(a_job(2))
-        rig.worker._wanted.set()
+        rig.worker._hearing.wanted.set()
 
         async def asked() -> bool:
-            return rig.worker._more_waits and not rig.worker._wanted.is_set()
+            return rig.worker._more_waits and not rig.worker._hearing.wanted.is_set()
 
         await until(asked)
         assert await rig.state(2) is State.QUEUED

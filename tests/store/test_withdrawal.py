@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from common import keys
-from common.contracts import State
+from common.contracts import OnDisconnect, State
 from common.errors import StoreUnavailable, StoreUntouched
 from common.queue import Cancelling, Submitted
 from gateway.withdrawal import Withdrawals
 from tests.support.clock import ManualClock
+from tests.support.inside import opened
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from tests.support.seeds import POOL, a_job, job_id, rig
@@ -83,6 +85,30 @@ def _nothing_owed(withdrawals: Withdrawals) -> Callable[[], Awaitable[bool]]:
         return withdrawals.owed == 0
 
     return probe
+
+
+@pytest.mark.either_server
+@pytest.mark.parametrize(
+    ("more", "owed"),
+    [
+        ({"on_disconnect": OnDisconnect.CANCEL}, 1),
+        ({"on_disconnect": OnDisconnect.CANCEL, "idempotency": "key"}, 0),
+        ({"on_disconnect": OnDisconnect.CONTINUE}, 0),
+    ],
+)
+async def test_whoever_leaves_while_its_job_is_submitted_has_it_taken_back_unless_it_goes_on_or_a_key_finds_it(
+    own_server: RedisServer, tmp_path: Path, more: dict[str, Any], owed: int
+) -> None:
+    async with opened(own_server, tmp_path, reply_timeout_s=20) as parts:
+        await parts.store.command("PING")
+        own_server.freeze()
+        leaving = asyncio.ensure_future(parts.admission.admit(a_job(1, **more)))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert parts.withdrawals.owed == owed
+        own_server.thaw()
 
 
 async def test_a_call_that_was_never_sent_says_so(own_server: RedisServer) -> None:

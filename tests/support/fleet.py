@@ -18,6 +18,8 @@ from tests.support.redis_server import RedisServer, binaries, free_port
 ROOT: Final = Path(__file__).resolve().parents[2]
 KEY: Final = "hr-test-key-of-the-first-tenant"
 OTHER_KEY: Final = "hr-test-key-of-another-tenant"
+PYTHON: Final = os.environ.get("HEADRACE_TEST_PYTHON") or sys.executable
+"""What runs the members. Clients have an environment of their own, in which Headrace's packages are not."""
 START_LIMIT_S: Final = 40.0
 ECHO: Final = """
 backends: [{name: echo, kind: echo}]
@@ -111,7 +113,7 @@ class Member:
 
 
 def _spawn(room: str, environ: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-P", "-m", room]
+    words = [PYTHON, "-P", "-m", room]
     return subprocess.Popen(
         words, env=environ, cwd=environ["PYTHONPATH"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
     )

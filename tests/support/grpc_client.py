@@ -69,6 +69,38 @@ def events_of(call: Iterable[Any]) -> Iterator[pb.JobEvent]:
     return (event for message in call for event in message.events)
 
 
+def asked(request: pb.ChatRequest, **options: Any) -> pb.ChatCompletionRequest:
+    """The request for a whole chat completion."""
+    return pb.ChatCompletionRequest(chat=request, options=pb.JobOptions(**options))
+
+
+def stream(rpc: Caller, request: pb.ChatRequest, *metadata: tuple[str, str], **options: Any) -> Any:
+    """A chat completion's call, to be read."""
+    asked = pb.ChatCompletionStreamRequest(chat=request, options=pb.JobOptions(**options))
+    return rpc.ask("ChatCompletionStream", asked, *metadata)
+
+
+def job_id_of(call: Any) -> str:
+    """The job that a stream belongs to."""
+    return dict(call.initial_metadata())["x-headrace-job-id"]
+
+
+def watch(rpc: Caller, job_id: str, after: str = "") -> list[pb.JobEvent]:
+    """A job's events after a position."""
+    return list(events_of(rpc.ask("WatchJob", pb.WatchJobRequest(job_id=job_id, after=after))))
+
+
+def first_chunks(call: Any, count: int) -> list[pb.JobEvent]:
+    """The first so many chunks of a stream that goes on."""
+    found: list[pb.JobEvent] = []
+    for event in events_of(call):
+        if event.HasField("chunk"):
+            found.append(event)
+        if len(found) == count:
+            return found
+    raise AssertionError("the stream ended early")
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A call's bad end as its caller sees it."""

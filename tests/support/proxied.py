@@ -13,8 +13,8 @@ from tests.support.proxy import Fault, Proxy
 class ProxyThread:
     """`Proxy`, to be used from any thread. Faults are put in as there."""
 
-    def __init__(self, port: int) -> None:
-        self._proxy = Proxy(port)
+    def __init__(self, *ports: int) -> None:
+        self._proxy = Proxy(*ports)
         self._loop = asyncio.new_event_loop()
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
@@ -35,6 +35,11 @@ class ProxyThread:
     def url(self) -> str:
         """The proxy's address as a Redis URL."""
         return self._proxy.url
+
+    @property
+    def port(self) -> int:
+        """The proxy's port."""
+        return self._proxy.port
 
     def put_in(self, fault: Fault) -> None:
         """This fault acts from now on, instead of the one before."""

@@ -198,10 +198,13 @@ class _Link:
 
 
 class Proxy:
-    """Listens on a free loopback port and passes everything on to another, as far as `fault` lets it."""
+    """Listens on a free loopback port and passes everything on to another, as far as `fault` lets it.
 
-    def __init__(self, port: int) -> None:
-        self._server_port = port
+    Of several ports the first at which somebody listens is taken, anew for each connection.
+    """
+
+    def __init__(self, *ports: int) -> None:
+        self._server_ports = ports
         self.fault = Fault()
         self.closing = asyncio.Event()
         self.connections = 0
@@ -238,11 +241,10 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.connections += 1
-        try:
-            server_reader, server = await asyncio.open_connection("127.0.0.1", self._server_port)
-        except OSError:
+        if (found := await self._server()) is None:
             client.close()
             return
+        server_reader, server = found
         link = _Link(self, client, server)
         self._links.add(link)
         try:
@@ -250,6 +252,14 @@ class Proxy:
         finally:
             self._links.discard(link)
             link.close()
+
+    async def _server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for port in self._server_ports:
+            try:
+                return await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                continue
+        return None
 
     async def _pass_on(
         self, link: _Link, client_reader: asyncio.StreamReader, server_reader: asyncio.StreamReader

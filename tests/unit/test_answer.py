@@ -119,6 +119,18 @@ def test_where_nobody_counted_the_usage_is_an_estimate_that_says_so() -> None:
     }
 
 
+def test_the_half_that_was_counted_is_kept_and_the_other_estimated() -> None:
+    answer = Answer(prompt_tokens=11)
+    answer.add(Chunk([], counted={"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 2}}))
+    answer.add(_chunk({"content": "nine char"}))
+    assert answer.usage == Usage(7, 3, {"prompt_tokens_details": {"cached_tokens": 2}, "estimated": True})
+    answer.add(Chunk([], counted={"completion_tokens": 5}))
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (7, 5)
+    assert answer.usage.details["estimated"] is True
+    answer.add(Chunk([], Usage(8, 6)))
+    assert answer.usage == Usage(8, 6)
+
+
 def test_text_is_measured_in_bytes() -> None:
     answer = Answer()
     answer.add(_chunk({"content": "aé水", "reasoning_content": "x"}))

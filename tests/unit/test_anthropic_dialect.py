@@ -24,9 +24,11 @@ STOPS: JsonObject = {"stop_sequences": ["END"]}
 
 
 def job(**asked: Any) -> Job:
+    """A job of someone who wants to see thoughts, unless `asked` says otherwise."""
     body: JsonObject = {"model": "m", "messages": []}
+    told = {"thinking": "summarized", **asked}
     return Job(
-        JOB_ID, "default", "t", "/v1/chat/completions", "m", body, prompt_tokens=7, dialect="anthropic", asked=asked
+        JOB_ID, "default", "t", "/v1/chat/completions", "m", body, prompt_tokens=7, dialect="anthropic", asked=told
     )
 
 
@@ -155,12 +157,21 @@ def test_of_a_call_that_broke_off_there_is_what_can_be_read() -> None:
     assert read_of("[1]") == read_of("nonsense") == read_of('{"a": NaN}') == {}
 
 
-def test_thoughts_stay_hidden_where_they_were_not_wanted() -> None:
-    said = {"content": "hi", "reasoning_content": "hm"}
-    assert [block["type"] for block in whole(said)["content"]] == ["thinking", "text"]
-    assert [block["type"] for block in whole(said, asked={"hide_thinking": True})["content"]] == ["text"]
-    events = streamed([{"reasoning_content": "hm"}, {"content": "hi"}], asked={"hide_thinking": True})
-    assert joined(events) == [{"type": "text", "text": "hi"}]
+@pytest.mark.parametrize("signature", [{}, {"reasoning_signature": "s"}])
+@pytest.mark.parametrize("display", ["summarized", "omitted", None])
+def test_thoughts_are_shown_as_far_as_they_were_asked_for(display: str | None, signature: JsonObject) -> None:
+    found = whole({"content": "hi", "reasoning_content": "hm", **signature}, asked={"thinking": display})["content"]
+    streams = streamed([{"reasoning_content": "hm"}, signature, {"content": "hi"}], asked={"thinking": display})
+    assert found == joined(streams)
+    thought = {"type": "thinking", "thinking": "" if display == "omitted" else "hm"}
+    shown = display is not None and (display != "omitted" or signature)
+    assert found[:-1] == ([{**thought, "signature": "s" if signature else ""}] if shown else [])
+    assert found[-1] == {"type": "text", "text": "hi"}
+
+
+def test_thoughts_after_a_signature_are_a_block_of_their_own_that_it_does_not_sign() -> None:
+    deltas = [{"reasoning_content": "h"}, {"reasoning_signature": "s"}, {"reasoning_content": "m"}, {"content": "a"}]
+    assert [(b["thinking"], b["signature"]) for b in joined(streamed(deltas))[:2]] == [("h", "s"), ("m", "")]
 
 
 CALLED: JsonObject = {"content": None, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]}
@@ -431,6 +442,7 @@ def test_models_come_in_pages(asked: dict[str, str], page: list[str], more: bool
     [
         ({"limit": "0"}, "limit"),
         ({"limit": "x"}, "limit"),
+        ({"limit": "0000000199999"}, "limit"),
         ({"after_id": "z"}, "after_id"),
         ({"before_id": "z"}, "before_id"),
         ({"after_id": "a", "before_id": "b"}, "after_id"),

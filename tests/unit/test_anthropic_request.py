@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from common.contracts import Failure, JsonObject
 from common.errors import BadRequest
 from gateway.dialects.anthropic_request import parse_count, parse_message
+from gateway.errors import anthropic_error
 
 HELLO: JsonObject = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
 TOOL: JsonObject = {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {"url": {}}}}
@@ -40,6 +41,11 @@ def text(words: str, **more: Any) -> JsonObject:
 
 def result(**more: Any) -> JsonObject:
     return {"type": "tool_result", "tool_use_id": "t1", **more}
+
+
+def holding(content: Any) -> JsonObject:
+    """A document made of other blocks."""
+    return {"type": "document", "source": {"type": "content", "content": content}}
 
 
 def use(number: int = 1, **given: Any) -> JsonObject:
@@ -74,19 +80,38 @@ def test_options_have_their_names_in_the_completion() -> None:
 
 
 def test_what_only_its_own_service_could_do_with_is_dropped_and_the_rest_passed_on() -> None:
-    thrift = {"cache_control": {"type": "ephemeral"}, "service_tier": "auto", "inference_geo": None, "speed": "fast"}
+    thrift = {"service_tier": "auto", "inference_geo": None, "speed": "fast"}
     found = body(**thrift, container=None, mcp_servers=[], context_management={}, min_p=0.1)
     assert found == {**HELLO, "min_p": 0.1}
 
 
-def test_marks_for_a_cache_do_not_reach_the_completion() -> None:
-    mark = {"cache_control": {"type": "ephemeral"}}
+def test_marks_for_a_cache_stay_where_they_stood() -> None:
+    mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    document = {"type": "document", "source": {"type": "text", "data": "words"}}
     found = body(
+        **mark,
         system=[text("a", **mark)],
-        messages=[{"role": "user", "content": [text("b", **mark), {**PIXEL, **mark}]}],
+        messages=[
+            {"role": "user", "content": [text("b", **mark), {**PIXEL, **mark}, {**document, **mark}]},
+            {"role": "assistant", "content": [{**use(), **mark}]},
+            {"role": "user", "content": [result(content="2", **mark)]},
+        ],
         tools=[{**TOOL, **mark}],
     )
-    assert "cache_control" not in orjson.dumps(found).decode()
+    assert found["cache_control"] == mark["cache_control"]
+    system, user, called, answer = found["messages"]
+    assert system["content"] == [text("a", **mark)]
+    assert user["content"] == [text("b", **mark), {**PIXEL_PART, **mark}, text("words", **mark)]
+    assert called["tool_calls"][0]["cache_control"] == mark["cache_control"]
+    assert answer == {"role": "tool", "tool_call_id": "t1", "content": "2", **mark}
+    assert found["tools"][0]["cache_control"] == mark["cache_control"]
+
+
+def test_a_mark_has_a_type_and_nothing_that_nobody_knows() -> None:
+    system = [text("a", cache_control={"type": "ephemeral", "ttl": None, "scope": {"x": 1}})]
+    assert body(system=system)["messages"][0]["content"] == [text("a", cache_control={"type": "ephemeral"})]
+    assert body(system=[text("a", cache_control=None)])["messages"][0]["content"] == "a"
+    assert refused(system=[text("a", cache_control="ephemeral")]).param == "system[0].cache_control"
 
 
 def test_what_the_answer_depends_on_goes_with_the_job() -> None:
@@ -94,9 +119,9 @@ def test_what_the_answer_depends_on_goes_with_the_job() -> None:
         return parse_message(orjson.dumps({**HELLO, **more})).asked
 
     assert asked(stop_sequences=["a", "b"]) == {"stop_sequences": ["a", "b"]}
-    assert asked(thinking={"type": "disabled"}) == {"hide_thinking": True}
-    assert asked(thinking={"type": "adaptive", "display": "omitted"}) == {"hide_thinking": True}
-    assert asked(thinking={"type": "enabled", "budget_tokens": 2048}) == {}
+    assert asked(output_config={"effort": "high"}) == asked(thinking={"type": "disabled"}) == {}
+    assert asked(thinking={"type": "adaptive", "display": "omitted"}) == {"thinking": "omitted"}
+    assert asked(thinking={"type": "enabled", "budget_tokens": 2048}) == {"thinking": "summarized"}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +203,7 @@ def test_a_conversation_with_tools_keeps_its_order() -> None:
 
 
 def test_a_tools_result_may_be_empty_and_its_pictures_follow_it() -> None:
-    found = said(("user", "x"), ("assistant", [use()]), ("user", [result(is_error=True)]))
+    found = said(("user", "x"), ("assistant", [use()]), ("user", [result(is_error=False)]))
     assert found[2:] == [{"role": "tool", "tool_call_id": "t1", "content": ""}]
     found = said(
         ("user", "x"), ("assistant", [use()]), ("user", [result(content=[text("seen"), PIXEL]), text("well?")])
@@ -187,6 +212,19 @@ def test_a_tools_result_may_be_empty_and_its_pictures_follow_it() -> None:
         {"role": "tool", "tool_call_id": "t1", "content": "seen"},
         {"role": "user", "content": [PIXEL_PART, text("well?")]},
     ]
+
+
+def test_a_tools_error_stays_one() -> None:
+    found = said(("user", "x"), ("assistant", [use()]), ("user", [result(content="no", is_error=True)]))
+    assert found[2:] == [{"role": "tool", "tool_call_id": "t1", "content": "no", "is_error": True}]
+
+
+def test_a_signature_of_thoughts_that_were_not_told_goes_back_too() -> None:
+    silent = {"type": "thinking", "thinking": "", "signature": "s"}
+    (called, _) = said(("assistant", [silent, use()]), ("user", "x"))
+    assert (called["reasoning_content"], called["reasoning_signature"]) == ("", "s")
+    (called, _) = said(("assistant", [{**silent, "signature": ""}, use()]), ("user", "x"))
+    assert "reasoning_content" not in called
 
 
 def test_thoughts_go_back_with_the_calls_they_led_to_only() -> None:
@@ -273,6 +311,15 @@ def user(*blocks: Any) -> JsonObject:
         (user({"type": "web_search_tool_result"}), "messages[0].content[0].type"),
         (user({"type": "tool_use", "id": "a", "name": "f", "input": {}}), "messages[0].content[0].type"),
         (
+            user({"type": "image", "source": {"type": "url", "url": [None]}}),
+            "messages[0].content[0].source.url",
+        ),
+        (
+            user(holding([{"type": "image", "source": {"type": "url", "url": [None]}}])),
+            "messages[0].content[0].source.content[0].source.url",
+        ),
+        *((user(holding(content)), "messages[0].content[0].source.content") for content in (5, [], "", None)),
+        (
             user({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1/x"}}),
             "messages[0].content[0].source.url",
         ),
@@ -298,6 +345,7 @@ def user(*blocks: Any) -> JsonObject:
             "messages[0].content[0].source.content[0].source.url",
         ),
         (user({"type": "tool_result", "content": "x"}), "messages[0].content[0].tool_use_id"),
+        (user(result(tool_use_id="")), "messages[0].content[0].tool_use_id"),
         (user(result(content=[{"type": "image"}])), "messages[0].content[0].content[0].source"),
         ({"messages": [{"role": "assistant", "content": [PIXEL]}]}, "messages[0].content[0].type"),
         (
@@ -325,6 +373,14 @@ def test_a_fault_is_named_as_it_stands_in_the_request(more: JsonObject, param: s
     failure = refused(**more)
     assert failure.param == param
     assert failure.message.startswith(f"{param}: ")
+
+
+def test_a_conversation_that_the_server_should_keep_is_refused_so_that_clients_send_it_whole() -> None:
+    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+        failure = refused(thread=thread)
+        assert (failure.param, failure.code) == ("thread", "thread_unsupported_request")
+        error = orjson.loads(anthropic_error(failure)[1])["error"]
+        assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 
 
 def test_a_limit_on_tokens_is_required_for_a_message_but_not_for_a_count() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from common.contracts import Failure, Job, JsonObject, Outcome, Position, State, Usage
 from common.errors import BadRequest, CallerError
 from common.queue import Place
-from gateway.dialects.completions import parse_completions
+from gateway.dialects.completions import TextPart, completions_request, joined, parse_completions
+from gateway.dialects.openai import ChatRequest
 from gateway.dialects.surfaces import surface_of
 from tests.support.published import published
 from tests.support.say import frames
@@ -26,7 +28,8 @@ OUTCOME = Outcome(State.SUCCEEDED, "stop", Usage(3, 5))
 
 
 def parsed(**more: Any) -> Any:
-    return parse_completions(orjson.dumps({"model": "m", "prompt": "a b", **more}))
+    [request] = parse_completions(orjson.dumps({"model": "m", "prompt": "a b", **more}))
+    return request
 
 
 def job(*, include_usage: bool = False, **asked: Any) -> Job:
@@ -93,11 +96,11 @@ def test_log_probabilities_are_asked_for_in_the_chats_words(number: int) -> None
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"prompt": ["a", "b"]}, "prompt: one text"),
-        ({"prompt": [5, 6]}, "prompt: one text"),
-        ({"prompt": [5]}, "prompt: one text"),
-        ({"prompt": [[5, 6]]}, "prompt: one text"),
-        ({"prompt": ["a"] * 3_000}, "prompt: one text"),
+        ({"prompt": [5, 6]}, "prompt: texts are"),
+        ({"prompt": ["a", 5]}, "prompt: texts are"),
+        ({"prompt": [[5, 6]]}, "prompt: texts are"),
+        ({"prompt": [5] * 3_000}, "prompt: texts are"),
+        ({"prompt": ["a"] * 65}, "prompt: at most 64 entries, 65"),
         ({"prompt": []}, "prompt: at least 1"),
         ({"prompt": {"a": 1}}, "prompt"),
         ({"suffix": "x"}, "suffix: not supported"),
@@ -118,6 +121,31 @@ def test_what_a_chat_can_not_give_is_refused_by_its_name(more: JsonObject, words
     assert caught.value.failure.param == words.split(":", maxsplit=1)[0]
 
 
+def prompts(*texts: str, **more: Any) -> list[ChatRequest]:
+    return parse_completions(orjson.dumps({"model": "m", "prompt": texts, **more}))
+
+
+def test_several_prompts_are_as_many_requests_whose_choices_follow_each_other() -> None:
+    found = prompts("a", "b", "c", n=2, stream=True, echo=True)
+    assert [one.body["messages"][0]["content"] for one in found] == ["a", "b", "c"]
+    assert [one.asked.get("first_index", 0) for one in found] == [0, 2, 4]
+    assert all(
+        one.body["n"] == 2 and one.stream and one.asked["echo"] and one.dialect == "completions" for one in found
+    )
+
+
+def test_requests_that_differ_in_any_prompt_differ_in_the_first() -> None:
+    firsts = [prompts(*texts)[0].asked for texts in (("a",), ("a", "b"), ("a", "c"), ("a", "b", "c"), ("a", "b,c"))]
+    assert len({orjson.dumps(asked) for asked in firsts}) == len(firsts)
+    assert prompts("a", "b")[0].asked == prompts("a", "b")[0].asked
+
+
+def test_where_one_prompt_is_all_there_may_be_several_are_refused() -> None:
+    assert completions_request({"model": "m", "prompt": ["a"]}).body["messages"][0]["content"] == "a"
+    with pytest.raises(BadRequest, match="prompt: one text"):
+        completions_request({"model": "m", "prompt": ["a", "b"]})
+
+
 JSONS = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70) | st.floats(allow_nan=False) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -131,7 +159,7 @@ FIELDS = st.sampled_from(
 @given(st.dictionaries(FIELDS, JSONS, max_size=5))
 def test_whatever_comes_is_taken_or_refused_as_the_callers_fault(body: JsonObject) -> None:
     try:
-        assert parsed(**body).body["messages"]
+        assert all(one.body["messages"] for one in parse_completions(orjson.dumps({"model": "m", **body})))
     except CallerError as error:
         assert error.failure.message
 
@@ -160,6 +188,42 @@ def test_a_stream_and_a_whole_answer_say_the_same(pieces: list[tuple[int, str]],
     assert reasons == dict.fromkeys(range(3), "length")
     assert whole["usage"] == result["usage"] and whole["system_fingerprint"] == "fp"
     assert {name: whole[name] for name in HEAD} == HEAD
+
+
+def test_answers_to_several_prompts_are_one_with_their_choices_in_order_and_their_usage_added_up() -> None:
+    def result(text: str, **more: Any) -> bytes:
+        choice = {"index": 0, "message": {"content": text}, "finish_reason": "stop"}
+        return orjson.dumps({"choices": [{**choice, "index": index} for index in (0, 1)], "usage": more})
+
+    details = {"prompt_tokens_details": {"cached_tokens": 3, "kind": "x"}, "estimated": False}
+    first = result("a", prompt_tokens=1, completion_tokens=2, total_tokens=3, **details)
+    second = result("b", prompt_tokens=10, completion_tokens=20, total_tokens=30, cost=0.5)
+    third = result("c", **{**details, "estimated": True}, prompt_tokens=0, completion_tokens=0, total_tokens=0)
+    whole = orjson.loads(
+        joined([(job(first_index=2 * at), 5 + at, one) for at, one in enumerate((first, second, third))])
+    )
+    COMPLETION.validate(whole)
+    assert {name: whole[name] for name in HEAD} == HEAD
+    assert [(one["index"], one["text"]) for one in whole["choices"]] == list(enumerate("aabbcc"))
+    assert whole["usage"] == {
+        "prompt_tokens": 11,
+        "completion_tokens": 22,
+        "total_tokens": 33,
+        "prompt_tokens_details": {"cached_tokens": 6, "kind": "x"},
+        "estimated": True,
+        "cost": 0.5,
+    }
+
+
+def test_a_part_of_a_stream_counts_its_choices_on_and_leaves_the_end_to_the_whole() -> None:
+    part = TextPart(job(first_index=4, echo=True), 5, of=replace(job(), id=JOB_ID[:-1] + "0", model="other"))
+    (chunk,) = frames(part.events(LAST, [event((1, {"content": "x"}, None))]))
+    assert (chunk.json["choices"][0]["index"], chunk.json["choices"][0]["text"]) == (5, "a bx")
+    assert (chunk.json["model"], chunk.json["id"][-1]) == ("other", "0")
+    assert frames(part.anew(LAST))[0].json["choices"][0]["index"] == 4
+    assert part.end(LAST, OUTCOME, resumed=False) == b"" and part.outcome is OUTCOME
+    failure = Failure("upstream_error", "It failed.")
+    assert part.failed(LAST, failure) == b"" and part.failure is failure
 
 
 @pytest.mark.parametrize(

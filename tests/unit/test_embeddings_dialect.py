@@ -77,7 +77,7 @@ def test_the_tokens_are_estimated_by_bytes_or_counted(given: Any, tokens: int | 
         ({"input": [1] * (MAX_TOKENS + 1)}, "input", f"at most {MAX_TOKENS}"),
         ({"input": [[1] * MAX_TOKENS, [1]]}, "input", f"at most {MAX_TOKENS}"),
         ({"dimensions": 0}, "dimensions", "at least 1"),
-        ({"dimensions": True}, "dimensions", "integer"),
+        ({"dimensions": True}, "dimensions", "whole number"),
         ({"encoding_format": "int8"}, "encoding_format", "float"),
         ({"user": 5}, "user", "string"),
         ({"stream": True}, "stream", "not streamed"),

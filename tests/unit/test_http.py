@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
+import httpx
 import orjson
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -21,7 +22,8 @@ from starlette.responses import Response, StreamingResponse
 from common import log
 from common.config import Settings
 from common.metrics import GatewayMetrics
-from gateway import docs, errors
+from gateway import errors
+from gateway.docs import pages
 from gateway.http import MAX_HEAD_BYTES, BoundedProtocol, check_head, install, read_body, request_id, tells_tokens
 from tests.support.runner import until
 
@@ -125,7 +127,7 @@ def application(metrics: GatewayMetrics, origins: str = "", timeout_s: float = 5
 
         return StreamingResponse(pieces())
 
-    docs.install(app)
+    pages.install(app, ["a-model"])
     errors.install(app, metrics)
     install(app, Settings(cors_origins=origins), metrics)  # pyright: ignore[reportArgumentType]
     return app
@@ -453,3 +455,23 @@ async def test_the_api_is_described_and_its_page_needs_no_other_site() -> None:
         for address in addresses:
             assert (await site.ask("GET", address)).status == 200
         assert (await site.ask("GET", "/docs/swagger/../../pyproject.toml")).status == 404
+
+
+async def test_a_method_that_is_not_allowed_is_told_all_that_are() -> None:
+    routes, more, app = APIRouter(), APIRouter(), FastAPI()
+
+    async def served() -> dict[str, str]:
+        return {}
+
+    routes.add_api_route("/v1/items", served, methods=["POST"])
+    routes.add_api_route("/v1/items/{item}", served, methods=["GET"])
+    more.add_api_route("/v1/items", served, methods=["GET"])
+    more.add_api_route("/v1/items/count", served, methods=["POST"])
+    for router in (routes, more):
+        app.include_router(router)
+    errors.install(app, GatewayMetrics(), (routes, more))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        told = {path: (await client.put(path)).headers["allow"] for path in ("/v1/items", "/v1/items/5")}
+        assert told == {"/v1/items": "GET, POST", "/v1/items/5": "GET"}
+        # Of addresses that fit two templates the one without blanks counts.
+        assert (await client.put("/v1/items/count")).headers["allow"] == "POST"

@@ -82,6 +82,15 @@ def test_options_become_the_fields_of_a_chat_completion() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "more", [{"format": "xml"}, {"options": {"temperature": "hot"}}, {"options": {"num_predict": 2**40}}]
+)
+def test_a_request_that_only_loads_a_model_is_checked_too(more: JsonObject) -> None:
+    for parse in (ollama.parse_chat, ollama.parse_generate):
+        with pytest.raises(BadRequest):
+            parse(orjson.dumps({"model": "m", **more}), KNOWN)
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(-2, None), (-1, None), (0, None), (1, 1), (None, None)])
 def test_no_limit_is_a_number_below_one(limit: int | None, expected: int | None) -> None:
     request = chat(options={"num_predict": limit})
@@ -147,6 +156,51 @@ def test_tools_calls_and_results_find_each_other() -> None:
     assert orjson.loads(said[1]["tool_calls"][0]["function"]["arguments"]) == {"api_key": "f"}
     assert [message["tool_call_id"] for message in said[2:]] == ["own", "call_2", "call_1", "call_3"]
     assert [message.get("name") for message in said[2:]] == ["f", "g", None, "unknown"]
+
+
+TURNS = st.tuples(st.booleans(), st.sampled_from(["f", "g", "h", None]), st.booleans())
+
+
+@given(st.lists(TURNS, max_size=12))
+def test_a_result_goes_to_the_call_it_names_or_to_the_first_open_one_of_its_tool(
+    drawn: list[tuple[bool, str | None, bool]],
+) -> None:
+    # A call's own id is nobody else's; a result may name the call just before it.
+    turns = [
+        (is_call, tool or ("f" if is_call else None), f"own_{place if is_call else place - 1}" if own else None)
+        for place, (is_call, tool, own) in enumerate(drawn)
+    ]
+    history: list[JsonObject] = [USER]
+    for is_call, tool, own in turns:
+        call: JsonObject = {"function": {"name": tool}, "id": own}
+        history.append(
+            {"role": "assistant", "tool_calls": [call]}
+            if is_call
+            else {"role": "tool", "tool_name": tool, "tool_call_id": own, "content": "x"}
+        )
+    open_: dict[str, str] = {}
+    for (is_call, tool, own), said in zip(turns, chat(messages=history).body["messages"][1:], strict=True):
+        if is_call:
+            made = said["tool_calls"][0]["id"]
+            assert made == own or (own is None and made not in open_)
+            open_[made] = tool or ""
+        else:
+            fits = [one for one, by in open_.items() if tool in (None, by)]
+            assert said["tool_call_id"] == (own or (fits[0] if fits else said["tool_call_id"]))
+            assert own or fits or said["tool_call_id"] not in open_
+            open_.pop(said["tool_call_id"], None)
+
+
+def test_an_id_that_is_made_is_nobody_elses() -> None:
+    calls = [{"function": {"name": "f"}, "id": "call_1"}, {"function": {"name": "f"}}]
+    [said] = chat(messages=[{"role": "assistant", "tool_calls": calls}]).body["messages"]
+    assert [call["id"] for call in said["tool_calls"]] == ["call_1", "call_2"]
+
+
+def test_a_sound_is_no_picture_though_its_file_begins_as_some_do() -> None:
+    sound = b64encode(b"RIFF\0\0\0\0WAVE").decode()
+    with pytest.raises(BadRequest, match=r"images\[0\]: must be a PNG"):
+        chat(messages=[{**USER, "images": [sound]}])
 
 
 @pytest.mark.parametrize(

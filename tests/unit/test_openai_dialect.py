@@ -28,6 +28,7 @@ from common.errors import BadRequest
 from common.queue import Record
 from gateway.dialects.native import JobOptions, job_record, parse_job_submission, parse_options, parse_prompt
 from gateway.dialects.openai import ChunkShape, completion, completion_id, model_list, model_object, parse_chat
+from gateway.dialects.surfaces import SURFACES
 from tests.support.published import published
 
 HELLO: JsonObject = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -144,6 +145,18 @@ def test_an_answer_is_expected_to_be_as_long_as_is_usual_and_never_above_the_lim
     assert request.telling(usual_tokens) == telling
 
 
+def test_a_whole_number_is_whole_however_it_is_written() -> None:
+    body = parse_chat(chat(max_tokens=16.0, n=2.0, temperature=1.5)).body
+    assert [(body[name], type(body[name])) for name in ("max_tokens", "n")] == [(16, int), (2, int)]
+    assert body["temperature"] == 1.5
+    assert refused(chat(max_tokens=16.5)).param == "max_tokens"
+    assert refused(chat(n=9.0)).message == "n: must be at most 8."
+
+
+def test_a_number_that_may_have_been_another_one_is_not_taken_for_whole() -> None:
+    assert refused(chat(more=1).replace(b'"more":1', b'"seed":-9223372036854775809')).param == "seed"
+
+
 def test_pictures_cost_the_same_however_large_their_data() -> None:
     def cost(size: int) -> int:
         part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * size}}
@@ -197,9 +210,9 @@ def test_pictures_cost_the_same_however_large_their_data() -> None:
         ({"presence_penalty": 2.5}, "presence_penalty", "2"),
         ({"frequency_penalty": -2.5}, "frequency_penalty", "-2"),
         ({"seed": 2**63}, "seed", ""),
-        ({"stream": "yes"}, "stream", "boolean"),
+        ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
-        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "boolean"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "true or false"),
         ({"response_format": {"type": "poem"}}, "response_format.type", "'text'"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
         ({"model": ""}, "model", "1"),
@@ -207,7 +220,7 @@ def test_pictures_cost_the_same_however_large_their_data() -> None:
         ({"model": "m" * 257}, "model", "256"),
         ({"user": "u" * 1_025}, "user", "1024"),
         ({"metadata": {"a": "x" * 20_000}}, "metadata", "16384"),
-        ({"metadata": [1]}, "metadata", "dictionary"),
+        ({"metadata": [1]}, "metadata", "object"),
         ({f"f{number}": 1 for number in range(99)}, None, "100"),
     ],
 )  # fmt: skip
@@ -516,6 +529,13 @@ def test_a_job_that_cannot_be_is_refused_with_its_field(more: JsonObject, param:
 def test_a_tools_schema_inside_a_job_may_use_any_name_too() -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"headers": {}}}}}
     assert parse_job_submission(job_body(body={**HELLO, "tools": [tool]})).asked.body["tools"] == [tool]
+
+
+def test_how_a_prompts_job_failed_is_told_as_its_refusals_are() -> None:
+    surface = SURFACES[parse_prompt(b'{"prompt":"hi"}', default_model="m").dialect]
+    status, body, _ = surface.refused(Failure("upstream_timeout", "It took too long."))
+    assert (status, surface.refused_as) == (504, "application/problem+json")
+    assert {"status": 504, "detail": "It took too long.", "instance": "/prompt"}.items() <= orjson.loads(body).items()
 
 
 def test_a_plain_prompt_becomes_a_chat() -> None:

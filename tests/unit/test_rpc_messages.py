@@ -148,6 +148,34 @@ def test_a_prompt_without_words_is_refused() -> None:
     assert refused.value.failure.param == "prompt"
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (pb.ChatRequest(model="m", messages=[user(extra_json=b"{")] * 1_001), "messages: at most 1000 entries, 1001"),
+        (
+            pb.ChatRequest(
+                model="m", messages=[pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(extra_json=b"{")] * 129)]
+            ),
+            "messages[0].tool_calls: at most 128 entries, 129",
+        ),
+        (pb.ChatRequest(model="m", messages=[user()], stop=["a"] * 9), "stop: at most 4 entries, 9"),
+    ],
+)
+def test_what_is_too_many_is_refused_before_it_is_read(given: pb.ChatRequest, words: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        chat_of(given)
+    assert caught.value.failure.message.startswith(words)
+
+
+def test_commas_and_brackets_in_a_text_are_no_values() -> None:
+    table = "1,2,[3],{4}\n" * 20_000
+    content = [{"type": "text", "text": table}]
+    given = pb.ChatRequest(
+        model="m", messages=[pb.ChatMessage(role="user", extra_json=orjson.dumps({"content": content}))]
+    )
+    assert chat_of(given).body["messages"][0]["content"] == content
+
+
 # --- out --------------------------------------------------------------------------------------------------------------
 
 

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, ClassVar, Final
 
 import httpx
 import orjson
 
-from common.contracts import Chunk, JsonObject, Usage
+from common.contracts import Chunk, JsonObject
 from common.errors import UpstreamCredentials, UpstreamError, UpstreamProtocolError, UpstreamRefused
+from workers.providers.anthropic_request import to_wire
 from workers.providers.base import Call, Embedded
-from workers.providers.shapes import (
-    CHAT,
-    SYSTEM_ROLES,
-    Message,
-    body_of,
-    choice_of,
-    common_refusals,
-    count,
-    delta_choice,
-    limit_of,
-    media_of,
-    merged,
-    messages_of,
-    refuse,
-    schema_of,
-    stops_of,
-    text_of,
-    tool_delta,
-    tools_of,
-)
+from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
+from workers.providers.shapes import CHAT, delta_choice, tool_delta
 from workers.providers.upstream import (
     drain,
     is_json,
@@ -46,146 +29,8 @@ from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_ob
 
 MESSAGES: Final = "/v1/messages"
 VERSION: Final = "2023-06-01"
-# The API wants a limit always; this is what a caller who names none gets, unless `options.max_tokens` says more.
-DEFAULT_MAX_TOKENS: Final = 4_096
-LEAST_BUDGET: Final = 1_024
-_BUDGETS: Final = {"minimal": 1_024, "low": 2_048, "medium": 8_192, "high": 16_384, "xhigh": 32_768, "max": 32_768}
-_EFFORTS: Final = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
-_JSON_ONLY: Final = "Answer with one JSON object and nothing else."
 
-# --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
-
-
-def to_wire(call: Call) -> JsonObject:
-    """The body for `/v1/messages`. Raises UpstreamRefused for what that API can't do."""
-    body = body_of(call)
-    refuse("Anthropic's API", {"n": body.get("n") not in (None, 1), **common_refusals(body)})
-    messages = list(messages_of(body))
-    wire: JsonObject = {
-        "model": call.model,
-        "messages": _turns(messages),
-        "stream": call.stream,
-        "max_tokens": limit_of(body) or call.backend.options.get("max_tokens") or DEFAULT_MAX_TOKENS,
-        **_system(messages, body),
-        **_tools(body),
-    }
-    if stops := [text for text in stops_of(body) if text.strip()]:
-        wire["stop_sequences"] = stops
-    if isinstance(user := body.get("user"), str):
-        wire["metadata"] = {"user_id": user}
-    if schema := schema_of(body):
-        wire["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
-    _think(wire, body, call, may=_may_think(wire, messages))
-    return wire if "thinking" in wire else {**wire, **_sampling(body)}
-
-
-def _sampling(body: JsonObject) -> JsonObject:
-    """Newer models take temperature or top_p, not both; the one that was turned on purpose is kept."""
-    sampling = {"top_k": body["top_k"]} if "top_k" in body else {}
-    heat = body.get("temperature")
-    if isinstance(heat, int | float):
-        return {**sampling, "temperature": min(heat, 1)}  # its scale ends where others' is in the middle
-    return {**sampling, "top_p": body["top_p"]} if "top_p" in body else sampling
-
-
-def _think(wire: JsonObject, body: JsonObject, call: Call, *, may: bool) -> None:
-    """Adds how much is to be thought first. `options.thinking`: adaptive (the default), budget (older models), off."""
-    own, effort = body.get("thinking"), str(body.get("reasoning_effort") or "none")
-    mode = call.backend.options.get("thinking", "adaptive")
-    if not may or mode == "off":
-        return
-    if is_object(own):
-        wire["thinking"] = own
-    elif effort in _EFFORTS and mode == "adaptive":
-        wire["thinking"] = {"type": "adaptive", "display": "summarized"}
-        wire["output_config"] = {**wire.get("output_config", {}), "effort": _EFFORTS[effort]}
-    elif effort in _BUDGETS:
-        _grant(wire, _BUDGETS[effort], limited=limit_of(body) is not None)
-
-
-def _grant(wire: JsonObject, budget: int, *, limited: bool) -> None:
-    """A budget inside the caller's limit, or on top of ours; none where too little would be left of it."""
-    if not limited:
-        wire["max_tokens"] += budget
-    budget = min(budget, wire["max_tokens"] - 1)
-    if budget >= LEAST_BUDGET:
-        wire["thinking"] = {"type": "enabled", "budget_tokens": budget}
-
-
-def _may_think(wire: JsonObject, messages: list[Message]) -> bool:
-    """Not with a forced tool; and a turn that called tools must begin with its own signed thoughts."""
-    if wire.get("tool_choice", {}).get("type") in ("any", "tool"):
-        return False
-    last = next((message for message in reversed(messages) if message.role not in ("tool", "system")), None)
-    return last is None or not last.calls or bool(_thoughts(last))
-
-
-def _system(messages: list[Message], body: JsonObject) -> JsonObject:
-    blocks = [block for message in messages if message.role in SYSTEM_ROLES for block in _texts(message)]
-    if schema_of(body) == {}:
-        blocks.append({"type": "text", "text": _JSON_ONLY})
-    return {"system": blocks} if blocks else {}
-
-
-def _texts(message: Message) -> list[JsonObject]:
-    text_of(message)
-    return [block for part in message.parts for block in _blocks(part, message.place)]
-
-
-def _turns(messages: list[Message]) -> list[JsonObject]:
-    spoken = (message for message in messages if message.role not in SYSTEM_ROLES)
-    turns = merged((("assistant" if message.role == "assistant" else "user"), _said(message)) for message in spoken)
-    return [{"role": role, "content": blocks} for role, blocks in turns]
-
-
-def _said(message: Message) -> list[JsonObject]:
-    blocks = [block for part in message.parts for block in _blocks(part, message.place)]
-    if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": str(message.whole.get("tool_call_id") or ""), "content": blocks}]
-    calls = [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in message.calls]
-    return [*_thoughts(message), *blocks, *calls]
-
-
-def _thoughts(message: Message) -> list[JsonObject]:
-    """The thoughts of a turn, where its caller kept the signature without which they are not taken back."""
-    thought, signature = message.whole.get("reasoning_content"), message.whole.get("reasoning_signature")
-    if not isinstance(thought, str) or not isinstance(signature, str) or not signature:
-        return []
-    return [{"type": "thinking", "thinking": thought, "signature": signature}]
-
-
-def _blocks(part: JsonObject, place: str) -> Iterator[JsonObject]:
-    """The part as a block, with the caller's mark for caching; none for an empty text, which would be refused."""
-    mark = {"cache_control": part["cache_control"]} if is_object(part.get("cache_control")) else {}
-    if part["type"] == "text":
-        if part["text"]:
-            yield {"type": "text", "text": part["text"], **mark}
-        return
-    media = media_of(part, f"{place}.content")
-    if media.media_type.startswith("audio/"):
-        raise UpstreamRefused("Anthropic's API takes no audio.", param=f"{place}.content")
-    kind = "image" if part["type"] == "image_url" else "document"
-    source = {"type": "base64", "media_type": media.media_type, "data": media.data}
-    yield {"type": kind, "source": {"type": "url", "url": media.url} if media.url else source, **mark}
-
-
-def _tools(body: JsonObject) -> JsonObject:
-    tools = [_tool(function) for function in tools_of(body)]
-    if not tools:
-        return {}
-    choice = choice_of(body)
-    kind = {"required": "tool" if choice.name else "any", "none": "none"}.get(choice.mode or "", "auto")
-    told: JsonObject = {"type": kind, "name": choice.name} if choice.name else {"type": kind}
-    if body.get("parallel_tool_calls") is False and kind != "none":
-        told["disable_parallel_tool_use"] = True
-    return {"tools": tools, "tool_choice": told} if choice.mode or len(told) > 1 else {"tools": tools}
-
-
-def _tool(function: JsonObject) -> JsonObject:
-    tool: JsonObject = {"name": function["name"], "input_schema": {"type": "object", **function["parameters"]}}
-    kept = {key: function[key] for key in ("description", "strict") if function.get(key) is not None}
-    return {**tool, **kept}
-
+# --- 1. our shapes to theirs: `anthropic_request.py` -----------------------------------------------------------------
 
 # --- 2. their events to ours -----------------------------------------------------------------------------------------
 
@@ -207,7 +52,7 @@ def from_body(event: JsonObject) -> Chunk:
     progress.told(event)
     choice = progress.last().choices[0]
     delta = {"role": "assistant", **_joined([*deltas, choice["delta"]])}
-    return Chunk([{**choice, "delta": delta}], to_usage(event.get("usage")))
+    return told_in([{**choice, "delta": delta}], to_counts(event.get("usage")))
 
 
 def _joined(deltas: Iterable[JsonObject]) -> JsonObject:
@@ -220,15 +65,16 @@ def _joined(deltas: Iterable[JsonObject]) -> JsonObject:
     return whole
 
 
-def to_usage(told: Any) -> Usage | None:
-    """The usage told, or None where it is missing: their count of the input leaves out what the cache held."""
+def to_counts(told: Any) -> Counts:
+    """The tokens told: their count of the input leaves out what the cache held."""
     if not is_object(told):
-        return None
-    names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-    fresh, made, read, written = (count(0 if told.get(name) is None else told[name]) for name in names)
-    if told.get("input_tokens") is None or fresh is None or made is None or read is None or written is None:
-        return None
-    return Usage(fresh + read + written, made, _details(told, read, written))
+        return NOTHING_TOLD
+    fresh, made = count(told.get("input_tokens")), count(told.get("output_tokens"))
+    of_cache = (told.get(name) for name in ("cache_read_input_tokens", "cache_creation_input_tokens"))
+    read, written = (count(0 if tokens is None else tokens) for tokens in of_cache)
+    if fresh is None or read is None or written is None:
+        return Counts(None, made)
+    return Counts(fresh + read + written, made, _details(told, read, written))
 
 
 def _details(told: JsonObject, read: int, written: int) -> JsonObject:
@@ -262,10 +108,21 @@ class Progress:
         if kind == "message_stop":
             self.done = True
             return self.last()
-        if kind in ("message_start", "message_delta"):
-            self.told(_part_of(event, "message" if kind == "message_start" else "delta", also=event))
+        if kind == "message_start":
+            return self._started(_part_of(event, "message"))
+        if kind == "message_delta":
+            self.told(_part_of(event, "delta", also=event))
             return None
         return self._as_chunk(self._block(str(kind), event, index if type(index) is int else 0))
+
+    def _started(self, message: JsonObject) -> Chunk | None:
+        """What is known of the prompt from the beginning, should the rest never come; no answer is counted yet."""
+        usage = message.get("usage")
+        if is_object(usage):
+            message = {**message, "usage": {key: value for key, value in usage.items() if key != "output_tokens"}}
+        self.told(message)
+        counted = to_counts(self._usage).so_far()
+        return Chunk([], counted=counted) if counted else None
 
     def _block(self, kind: str, event: JsonObject, index: int) -> JsonObject:
         if kind == "content_block_start":
@@ -351,7 +208,7 @@ class Progress:
             raise UpstreamProtocolError("The model's server did not say how its answer ended.")
         reason = _REASONS.get(self._reason, "tool_calls" if self._tools else "stop")
         role = {} if self._begun else {"role": "assistant"}
-        return Chunk([{**delta_choice(role, reason), **self._stopped_by}], to_usage(self._usage))
+        return told_in([{**delta_choice(role, reason), **self._stopped_by}], to_counts(self._usage))
 
     def check(self) -> None:
         """Raises where the answer broke off."""

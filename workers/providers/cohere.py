@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import httpx
@@ -12,6 +12,8 @@ import orjson
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamError, UpstreamProtocolError, UpstreamRefused, UpstreamTimeout
 from workers.providers.base import Call, Embedded
+from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
+from workers.providers.marks import failed_text
 from workers.providers.shapes import (
     CHAT,
     CalledTool,
@@ -19,7 +21,6 @@ from workers.providers.shapes import (
     body_of,
     choice_of,
     common_refusals,
-    count,
     delta_choice,
     limit_of,
     messages_of,
@@ -41,7 +42,7 @@ from workers.providers.upstream import (
     secrets_of,
     words,
 )
-from workers.providers.vectors import checked, pack, sliced, texts_of, total
+from workers.providers.vectors import in_parts, pack
 from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_object
 
 NATIVE_CHAT: Final = "/v2/chat"
@@ -54,6 +55,8 @@ _RENAMED: Final = {
     **{name: name for name in ("temperature", "seed", "frequency_penalty", "presence_penalty")},
     **{"top_p": "p", "top_k": "k"},
 }
+# From where to where its numbers go; beyond, where OpenAI's do, it refuses them.
+_RANGES: Final = {"p": (0.01, 0.99), "k": (0, 500), "frequency_penalty": (0, 1), "presence_penalty": (0, 1)}
 _BACKENDS: Final = ("safety_mode", "citation_options", "documents")
 
 
@@ -65,13 +68,21 @@ def to_wire(call: Call) -> JsonObject:
         "model": call.model,
         "messages": [_message(message) for message in messages_of(body)],
         "stream": call.stream,
-        **{theirs: body[ours] for ours, theirs in _RENAMED.items() if ours in body},
+        **{theirs: _in_range(theirs, body[ours]) for ours, theirs in _RENAMED.items() if ours in body},
         **_tools(body),
         **{key: call.backend.options[key] for key in _BACKENDS if key in call.backend.options},
     }
     told = {"max_tokens": limit_of(body), "stop_sequences": stops_of(body) or None}
     told |= {"response_format": _format(body), "thinking": _thinking(body)}
     return {**wire, **{key: value for key, value in told.items() if value is not None}}
+
+
+def _in_range(name: str, value: Any) -> Any:
+    """The value, or the nearest one that is taken."""
+    if name not in _RANGES or type(value) not in (int, float):
+        return value
+    least, most = _RANGES[name]
+    return min(max(value, least), most)
 
 
 def to_embedding_wire(call: Call, texts: list[str]) -> JsonObject:
@@ -91,7 +102,7 @@ def to_embedding_wire(call: Call, texts: list[str]) -> JsonObject:
 def _message(message: Message) -> JsonObject:
     if message.role == "tool":
         text, called = text_of(message), str(message.whole.get("tool_call_id") or "")
-        return {"role": "tool", "tool_call_id": called, "content": text}
+        return {"role": "tool", "tool_call_id": called, "content": failed_text(text) if message.failed else text}
     wire: JsonObject = {"role": message.role}
     if message.parts:
         wire["content"] = [_part(part, message.place) for part in message.parts]
@@ -169,7 +180,7 @@ def from_body(event: JsonObject) -> Chunk:
     calls = message.get("tool_calls")
     if is_list(calls) and calls:
         delta["tool_calls"] = [_call(number, call, whole=True) for number, call in enumerate(calls)]
-    return Chunk([delta_choice(delta, _reason(reason, None, called=bool(calls)))], to_usage(event.get("usage")))
+    return told_in([delta_choice(delta, _reason(reason, None, called=bool(calls)))], to_counts(event.get("usage")))
 
 
 def _texts(part: Any) -> JsonObject:
@@ -202,17 +213,14 @@ def _reason(told: str, error: Any, *, called: bool, secrets: Iterable[str] = ())
     return _REASONS.get(told, "tool_calls" if called else "stop")
 
 
-def to_usage(told: Any) -> Usage | None:
-    """The tokens counted (what is billed may be fewer), or None where they are missing."""
+def to_counts(told: Any) -> Counts:
+    """The tokens counted; what is billed may be fewer."""
     tokens = (told.get("tokens") or told.get("billed_units")) if is_object(told) else None
     if not is_object(told) or not is_object(tokens):
-        return None
-    prompt, made, cached = (
-        count(v) for v in (tokens.get("input_tokens"), tokens.get("output_tokens"), told.get("cached_tokens"))
-    )
-    if prompt is None or made is None:
-        return None
-    return Usage(prompt, made, {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {})
+        return NOTHING_TOLD
+    cached = count(told.get("cached_tokens"))
+    details: JsonObject = {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
+    return Counts(count(tokens.get("input_tokens")), count(tokens.get("output_tokens")), details)
 
 
 class Progress:
@@ -269,7 +277,7 @@ class Progress:
         )
         self.done = True
         delta: JsonObject = {} if self._begun else {"role": "assistant"}
-        return Chunk([delta_choice(delta, reason)], to_usage(told.get("usage")))
+        return told_in([delta_choice(delta, reason)], to_counts(told.get("usage")))
 
     def _chunk(self, delta: JsonObject) -> Chunk | None:
         if not delta:
@@ -339,15 +347,7 @@ class CohereProvider:
 
     async def embed(self, call: Call) -> Embedded:
         """The embeddings of the call's inputs, asked for in as many calls as it takes."""
-        parts: list[Embedded] = []
-        try:
-            async with asyncio.timeout(call.timeout_s):
-                for texts in sliced(texts_of(call.body), MOST_TEXTS):
-                    parts.append(await self._embedded(call, texts))
-        except TimeoutError:
-            raise UpstreamTimeout from None
-        whole = total(parts)
-        return Embedded(checked(whole.vectors, call.body), whole.usage)
+        return await in_parts(call.body, MOST_TEXTS, call.timeout_s, partial(self._embedded, call))
 
     async def _embedded(self, call: Call, texts: list[str]) -> Embedded:
         body = to_embedding_wire(call, texts)

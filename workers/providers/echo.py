@@ -64,6 +64,7 @@ class Script(BaseModel):
     numbered: bool = False
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    then: str | None = None
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter"] | None = None
     usage: bool = True
     first_token_ms: NonNegativeFloat = 0
@@ -135,7 +136,9 @@ def _text_of(content: Any) -> str:
 
 def to_deltas(script: Script, body: JsonObject) -> tuple[list[JsonObject], str]:
     """The deltas of an answer, one a token, and its finish reason."""
-    if calls := script.tool_calls or _forced_call(body):
+    if script.then is not None and _has_results(body):
+        script = script.model_copy(update={"text": script.then, "tool_calls": ()})
+    elif calls := script.tool_calls or _forced_call(body):
         return list(_call_deltas(calls)), script.finish_reason or "tool_calls"
     reasoning: list[JsonObject] = [{"reasoning_content": word} for word in _WORD.findall(script.reasoning or "")]
     deltas = reasoning + [{"content": word} for word in _content(script)]
@@ -150,6 +153,12 @@ def _count(body: JsonObject, name: str) -> int | None:
     if value is not None and (type(value) is not int or value < 0):
         raise UpstreamRefused(f"{name!r} must be a whole number, not below 0.", param=name)
     return value
+
+
+def _has_results(body: JsonObject) -> bool:
+    """Whether tools have just been run for it."""
+    messages = _messages(body)
+    return bool(messages) and messages[-1].get("role") == "tool"
 
 
 def _content(script: Script) -> list[str]:

@@ -6,12 +6,13 @@ import asyncio
 import re
 import secrets as randomness
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import httpx
 import orjson
 
-from common.contracts import Chunk, JsonObject, Usage
+from common.contracts import Chunk, JsonObject
 from common.errors import (
     ContentFiltered,
     UpstreamBusy,
@@ -19,13 +20,13 @@ from common.errors import (
     UpstreamError,
     UpstreamProtocolError,
     UpstreamRefused,
-    UpstreamTimeout,
 )
 from workers.providers.base import Call, Embedded
+from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
 from workers.providers.gemini_request import path_of, to_embedding_wire, to_wire
-from workers.providers.shapes import CHAT, count, delta_choice, tool_delta
+from workers.providers.shapes import CHAT, delta_choice, tool_delta
 from workers.providers.upstream import is_json, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
-from workers.providers.vectors import checked, pack, sliced, texts_of, total
+from workers.providers.vectors import in_parts, pack
 from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_object
 
 MOST_TEXTS: Final = 100
@@ -51,15 +52,15 @@ _BROKEN: Final = ("MALFORMED_", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS", "
 
 
 class Progress:
-    """How far an answer has come: each candidate's role, calls and end, and the usage last told."""
+    """How far an answer has come: each candidate's role, calls and end, and the tokens last told."""
 
-    __slots__ = ("_called", "_ended", "_usage", "_wanted")
+    __slots__ = ("_called", "_counts", "_ended", "_wanted")
 
     def __init__(self, wanted: int = 1) -> None:
         self._wanted = wanted
         self._called: dict[int, int] = {}  # the candidates begun, and how many tools each has called
         self._ended: dict[int, str] = {}
-        self._usage: Usage | None = None
+        self._counts = NOTHING_TOLD
 
     @property
     def done(self) -> bool:
@@ -69,7 +70,8 @@ class Progress:
     def next(self, event: JsonObject) -> Chunk | None:
         """This event's chunk, or None. Raises ContentFiltered where the prompt was not let through."""
         candidates, feedback = event.get("candidates"), event.get("promptFeedback")
-        self._usage = to_usage(event.get("usageMetadata")) or self._usage
+        if (counts := to_counts(event.get("usageMetadata"))).prompt is not None:
+            self._counts = counts
         if not is_list(candidates) or not candidates:
             if is_object(feedback) and feedback.get("blockReason"):
                 raise ContentFiltered
@@ -77,7 +79,7 @@ class Progress:
                 raise UpstreamProtocolError("The model's server sent an event without candidates.")
             return None
         choices = [choice for candidate in candidates for choice in self._choice(candidate)]
-        return Chunk(choices) if choices else None
+        return Chunk(choices, counted=self._counts.so_far()) if choices else None
 
     def _choice(self, candidate: Any) -> Iterator[JsonObject]:
         if not is_object(candidate):
@@ -111,7 +113,7 @@ class Progress:
         """The chunk that ends the answer. Raises UpstreamProtocolError where it broke off, and what ended it badly."""
         if not self._ended or not set(self._called) <= set(self._ended):
             raise UpstreamProtocolError("The model's server ended its answer before it was finished.")
-        return Chunk([self._end(index) for index in sorted(self._ended)], self._usage)
+        return told_in([self._end(index) for index in sorted(self._ended)], self._counts)
 
     def _end(self, index: int) -> JsonObject:
         role = {} if index in self._called else {"role": "assistant"}
@@ -150,23 +152,28 @@ def from_body(event: JsonObject, wanted: int = 1) -> Chunk:
     last = progress.last()
     by_index = {choice["index"]: choice for choice in said.choices} if said else {}
     whole = [{**end, "delta": by_index.get(end["index"], end)["delta"]} for end in last.choices]
-    return Chunk(whole, last.usage)
+    return Chunk(whole, last.usage, counted=last.counted)
 
 
-def to_usage(told: Any) -> Usage | None:
-    """The usage told so far, or None where it is missing: what was thought is part of what was made."""
+def to_counts(told: Any) -> Counts:
+    """The tokens told so far: what was thought is part of what was made, what tools gave of what was read."""
     if not is_object(told):
-        return None
-    names = ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
-    prompt, results, made, thought = (count(told.get(name, 0)) for name in names)
-    if "promptTokenCount" not in told or prompt is None or results is None or made is None or thought is None:
-        return None
+        return NOTHING_TOLD
+    prompt = _sum(told, "promptTokenCount", "toolUsePromptTokenCount")
     details: JsonObject = {}
     if cached := count(told.get("cachedContentTokenCount")):
         details["prompt_tokens_details"] = {"cached_tokens": cached}
-    if thought:
+    if thought := count(told.get("thoughtsTokenCount")):
         details["completion_tokens_details"] = {"reasoning_tokens": thought}
-    return Usage(prompt + results, made + thought, details)
+    # Where nothing was made the count is left out.
+    made = _sum({"candidatesTokenCount": 0, **told}, "candidatesTokenCount", "thoughtsTokenCount")
+    return Counts(prompt, made, details)
+
+
+def _sum(told: JsonObject, first: str, more: str) -> int | None:
+    """Both counts together; the second may be left out. None where either is no number of tokens."""
+    one, other = count(told.get(first)), count(told.get(more, 0))
+    return None if one is None or other is None else one + other
 
 
 def from_embeddings(event: JsonObject) -> Embedded:
@@ -250,15 +257,7 @@ class GeminiProvider:
 
     async def embed(self, call: Call) -> Embedded:
         """The embeddings of the call's inputs, asked for in as many calls as it takes."""
-        parts: list[Embedded] = []
-        try:
-            async with asyncio.timeout(call.timeout_s):
-                for texts in sliced(texts_of(call.body), MOST_TEXTS):
-                    parts.append(await self._embedded(call, texts))
-        except TimeoutError:
-            raise UpstreamTimeout from None
-        whole = total(parts)
-        return Embedded(checked(whole.vectors, call.body), whole.usage)
+        return await in_parts(call.body, MOST_TEXTS, call.timeout_s, partial(self._embedded, call))
 
     async def _embedded(self, call: Call, texts: list[str]) -> Embedded:
         path, body = path_of(call.model, "batchEmbedContents"), to_embedding_wire(call, texts)

@@ -35,9 +35,14 @@ _RENAMED: Final = {
     **{"temperature": "temperature", "seed": "seed", "top_p": "topP", "top_k": "topK", "n": "candidateCount"},
     **{"presence_penalty": "presencePenalty", "frequency_penalty": "frequencyPenalty"},
 }
-_BUDGETS: Final = {"none": 0, "minimal": 512, "low": 1_024, "medium": 8_192, "high": 24_576, "xhigh": 24_576}
+_BUDGETS: Final = {
+    **{"none": 0, "minimal": 512, "low": 1_024, "medium": 8_192},
+    **dict.fromkeys(("high", "xhigh", "max"), 24_576),
+}
+LEAST_PRO_BUDGET: Final = 128
 _LEVELS: Final = {"none": "minimal", "minimal": "minimal", "low": "low", "medium": "medium", "high": "high"}
-_GENERATION: Final = re.compile(r"gemini-(\d+)")
+_GENERATION: Final = re.compile(r"gemini-(\d+(?:\.\d+)?)")
+THINKING_SINCE: Final = 2.5
 # What Google documents for calls whose signature is lost, or that another model made.
 _UNSIGNED: Final = "skip_thought_signature_validator"
 _MODES: Final = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
@@ -55,7 +60,7 @@ def to_wire(call: Call) -> JsonObject:
     several = body.get("n", 1)
     refuse("Gemini's API", {"n": type(several) is not int or several < 1, **common_refusals(body)})
     messages = list(messages_of(body))
-    newer = _generation(call.model) >= 3
+    newer = _generation(call.model, 0) >= 3
     wire: JsonObject = {"contents": _contents(messages, signed=newer)}
     if system := [part for m in messages if m.role in SYSTEM_ROLES for part in _system(m)]:
         wire["systemInstruction"] = {"parts": system}
@@ -66,9 +71,9 @@ def to_wire(call: Call) -> JsonObject:
     return {**wire, **_tools(body)}
 
 
-def _generation(model: str) -> int:
+def _generation(model: str, unknown: float) -> float:
     found = _GENERATION.search(model)
-    return int(found[1]) if found else 0
+    return float(found[1]) if found else unknown
 
 
 def _config(body: JsonObject, model: str) -> JsonObject:
@@ -82,12 +87,16 @@ def _config(body: JsonObject, model: str) -> JsonObject:
 
 
 def _thinking(effort: Any, model: str) -> JsonObject | None:
-    """How much to think: a level for newer models, which can't be told to think nothing, a budget for older ones."""
-    if not isinstance(effort, str) or effort not in _BUDGETS:
+    """How much to think: a level for newer models, which can't be told to think nothing, a budget for older ones.
+
+    Nothing for those that are older still: they refuse to be told.
+    """
+    generation = _generation(model, THINKING_SINCE)
+    if not isinstance(effort, str) or effort not in _BUDGETS or generation < THINKING_SINCE:
         return None
     shown = {"includeThoughts": effort != "none"}
-    if _generation(model) < 3:
-        return {**shown, "thinkingBudget": _BUDGETS[effort]}
+    if generation < 3:
+        return {**shown, "thinkingBudget": max(_BUDGETS[effort], LEAST_PRO_BUDGET if "pro" in model else 0)}
     level = _LEVELS.get(effort, "high")
     return {**shown, "thinkingLevel": "low" if level == "minimal" and "pro" in model else level}
 
@@ -118,18 +127,24 @@ def _turns(messages: list[Message], names: dict[str, str], *, signed: bool) -> I
 
 def _result(message: Message, names: Mapping[str, str]) -> JsonObject:
     text, called = text_of(message), str(message.whole.get("tool_call_id") or "")
+    name = message.whole.get("name") or names.get(called) or "unknown"
+    response = {"error": text} if message.failed else _response(text)
+    return {"functionResponse": {"name": name, "response": response}}
+
+
+def _response(text: str) -> JsonObject:
     try:
         response = orjson.loads(text)
     except orjson.JSONDecodeError:
         response = text
-    name = message.whole.get("name") or names.get(called) or "unknown"
-    return {"functionResponse": {"name": name, "response": response if is_object(response) else {"result": response}}}
+    return response if is_object(response) else {"result": response}
 
 
 def _called(call: CalledTool, *, signed: bool) -> JsonObject:
     """A call made earlier. `signed`: newer models want its signature back, on the first call of a turn."""
     part: JsonObject = {"functionCall": {"name": call.name, "args": call.arguments}}
-    google = call.extra.get("google")
+    extra = call.whole.get("extra_content")
+    google = extra.get("google") if is_object(extra) else None
     signature = google.get("thought_signature") if is_object(google) else None
     if isinstance(signature, str) and signature:
         return {**part, "thoughtSignature": signature}

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
-from common.contracts import Chunk, JsonObject, Usage
+from common.contracts import Chunk, JsonObject
 from common.errors import ContextTooLong, UpstreamBusy, UpstreamError, UpstreamRefused
 from workers.providers import openai
+from workers.providers.counts import Counts, count, told_in
 from workers.providers.wire import is_object
 
 # --- 2. their events to ours -----------------------------------------------------------------------------------------
@@ -18,26 +19,23 @@ def from_wire(event: JsonObject) -> Chunk | None:
     """The chunk in a streamed event, or None where it says nothing."""
     chunk = openai.from_wire(event)
     if "timings" in event and chunk is not None and chunk.usage is None:
-        chunk.usage = _usage_of(event["timings"])
+        return _counted(chunk, event["timings"])
     return chunk
 
 
 def from_body(event: JsonObject) -> Chunk:
     """The one chunk that holds a whole answer."""
     chunk = openai.from_body(event)
-    if chunk.usage is None:
-        chunk.usage = _usage_of(event.get("timings"))
-    return chunk
+    return chunk if chunk.usage is not None else _counted(chunk, event.get("timings"))
 
 
-def _usage_of(timings: object) -> Usage | None:
+def _counted(chunk: Chunk, timings: object) -> Chunk:
     """Servers from before `include_usage` count only here: tokens read, tokens taken from the cache, tokens made."""
     if not is_object(timings):
-        return None
-    read, cached, made = (timings.get(name, 0) for name in ("prompt_n", "cache_n", "predicted_n"))
-    if not all(type(count) is int for count in (read, cached, made)):
-        return None
-    return openai.to_usage({"prompt_tokens": read + cached, "completion_tokens": made})
+        return chunk
+    read, made = count(timings.get("prompt_n")), count(timings.get("predicted_n"))
+    cached = count(timings.get("cache_n", 0)) or 0
+    return told_in(chunk.choices, Counts(None if read is None else read + cached, made), chunk.extra)
 
 
 # --- 3. their refusals to our errors ---------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ import orjson
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused
 from workers.providers.base import Call, Embedded
+from workers.providers.counts import Counts, count, told_in
+from workers.providers.marks import cleaned, failed_text, unmarked
 from workers.providers.shapes import common_refusals, refuse
 from workers.providers.upstream import drain, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
 from workers.providers.vectors import checked, inputs_of, pack
@@ -29,6 +31,7 @@ _OPTIONS: Final = (
     *("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"),
 )
 _BACKEND_TOP_LEVEL: Final = ("keep_alive", "think")
+_LOGPROBS: Final = ("logprobs", "top_logprobs")
 
 
 def to_wire(call: Call) -> JsonObject:
@@ -43,11 +46,10 @@ def to_wire(call: Call) -> JsonObject:
         **{key: ours[key] for key in _BACKEND_TOP_LEVEL if key in ours},
     }
     if body.get("tools") and body.get("tool_choice") != "none":
-        wire["tools"] = body["tools"]
-    for key, value in (("format", _format(body.get("response_format"))), ("think", _think(body))):
-        if value is not None:
-            wire[key] = value
-    return wire
+        wire["tools"] = cleaned({"tools": body["tools"]}, unmarked)["tools"]
+    told = {"format": _format(body.get("response_format")), "think": _think(body)}
+    told |= {key: body.get(key) for key in _LOGPROBS if body.get("logprobs")}
+    return {**wire, **{key: value for key, value in told.items() if value is not None}}
 
 
 def to_embedding_wire(call: Call) -> JsonObject:
@@ -74,6 +76,7 @@ def _refuse_unsupported(body: JsonObject) -> None:
     asked = {
         "n": body.get("n") not in (None, 1),
         **common_refusals(body),
+        **dict.fromkeys(_LOGPROBS, False),
         "tool_choice": body.get("tool_choice") not in (None, "none", "auto"),
     }
     refuse("Ollama", asked)
@@ -122,6 +125,10 @@ def _message(message: Any, place: str, names: dict[str, str]) -> JsonObject:
         wire["images"] = images
     if is_list(message.get("tool_calls")):
         wire["tool_calls"] = [_called(called, place, names) for called in message["tool_calls"]]
+    if isinstance(thought := message.get("reasoning_content"), str) and thought and role == "assistant":
+        wire["thinking"] = thought
+    if wire["role"] == "tool" and message.get("is_error") is True:
+        wire["content"] = failed_text(text)
     if wire["role"] == "tool":
         wire["tool_name"] = message.get("name") or names.get(str(message.get("tool_call_id")), "")
     return wire
@@ -172,12 +179,31 @@ def _called(called: Any, place: str, names: dict[str, str]) -> JsonObject:
 def from_wire(event: JsonObject, *, called: int = 0) -> Chunk | None:
     """The chunk in a line, or None where it says nothing; `called` tool calls came in earlier lines."""
     message = event.get("message")
-    delta = _delta(message if is_object(message) else {}, called)
+    delta, logprobs = _delta(message if is_object(message) else {}, called), _logprobs(event.get("logprobs"))
     if not event.get("done"):
-        return Chunk([{"index": 0, "delta": delta, "finish_reason": None}]) if delta else None
+        said = delta or logprobs
+        return Chunk([{"index": 0, "delta": delta, "finish_reason": None, **logprobs}]) if said else None
     tools = called or "tool_calls" in delta
     reason = "length" if event.get("done_reason") == "length" else "tool_calls" if tools else "stop"
-    return Chunk([{"index": 0, "delta": delta, "finish_reason": reason}], _usage(event))
+    return told_in([{"index": 0, "delta": delta, "finish_reason": reason, **logprobs}], _counts(event))
+
+
+def _logprobs(told: Any) -> JsonObject:
+    """The log probabilities in a line, which are OpenAI's entries; nothing where there are none."""
+    if not is_list(told) or not told:
+        return {}
+    entries = [_logprob(one) for one in told]
+    return {"logprobs": {"content": entries, "refusal": None}}
+
+
+def _logprob(entry: Any) -> JsonObject:
+    if (
+        not is_object(entry)
+        or not isinstance(entry.get("token"), str)
+        or type(entry.get("logprob")) not in (int, float)
+    ):
+        raise UpstreamProtocolError("The model's server sent a log probability that is none.")
+    return {"bytes": None, "top_logprobs": [], **entry}
 
 
 def _delta(message: JsonObject, called: int) -> JsonObject:
@@ -205,12 +231,9 @@ def _call(number: int, tool: Any) -> JsonObject:
     }
 
 
-def _usage(event: JsonObject) -> Usage | None:
-    """Told only when both counts are: the prompt's is left out when the prompt was in the cache, and is not 0 then."""
-    prompt, made = event.get("prompt_eval_count"), event.get("eval_count")
-    if type(prompt) is not int or type(made) is not int or min(prompt, made) < 0:
-        return None
-    return Usage(prompt, made)
+def _counts(event: JsonObject) -> Counts:
+    """The tokens told: the prompt's are left out when the prompt was in the cache, and are not 0 then."""
+    return Counts(count(event.get("prompt_eval_count")), count(event.get("eval_count")))
 
 
 def from_embeddings(event: JsonObject, call: Call) -> Embedded:
@@ -218,8 +241,8 @@ def from_embeddings(event: JsonObject, call: Call) -> Embedded:
     rows = event.get("embeddings")
     if not is_list(rows) or not all(is_list(row) for row in rows):
         raise UpstreamProtocolError("The model's server sent no list of embeddings.")
-    count = event.get("prompt_eval_count")
-    usage = Usage(count) if type(count) is int and count > 0 else None
+    read = count(event.get("prompt_eval_count"))
+    usage = Usage(read) if read else None
     return Embedded(checked([pack(row) for row in rows], call.body), usage)
 
 

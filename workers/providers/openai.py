@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Final, TypeGuard
+from typing import Any, ClassVar, Final
 
 import httpx
 
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamError, UpstreamProtocolError, UpstreamRefused
 from workers.providers.base import Call, Embedded
+from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
+from workers.providers.marks import cleaned, known_only, unmarked
 from workers.providers.shapes import adapted
 from workers.providers.upstream import (
     drain,
@@ -37,8 +39,8 @@ KNOWN_FIELDS: Final = frozenset(
         *("max_tokens", "max_completion_tokens", "frequency_penalty", "presence_penalty", "logit_bias"),
         *("logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls"),
         *("functions", "function_call", "reasoning_effort", "verbosity", "service_tier", "store", "metadata"),
-        *("prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user", "modalities", "audio"),
-        *("prediction", "web_search_options"),
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "user"),
+        *("modalities", "audio", "prediction", "web_search_options", "moderation"),
     }
 )
 # Never passed on, not even where unknown fields are: they would choose a destination or a credential somewhere.
@@ -48,18 +50,21 @@ _FORBIDDEN: Final = frozenset(
         *("extra_headers", "extra_query", "fallbacks", "headers", "kv_transfer_params", "model_list", "url"),
     }
 )
+_ANTHROPICS: Final = frozenset({"cache_control"})
 _OURS: Final = ("headrace", "x-headrace", "x_headrace")
 
 
 def to_wire(call: Call) -> JsonObject:
     """The body for a strict server: known fields only, and those that the backend's `options.pass` names."""
     known = KNOWN_FIELDS.union(call.backend.options.get("pass") or ()) - _FORBIDDEN
-    return _asking({key: value for key, value in call.body.items() if key in known}, call)
+    kept = {key: value for key, value in call.body.items() if key in known}
+    return _asking(cleaned(kept, known_only(call.backend.options)), call)
 
 
 def to_open_wire(call: Call) -> JsonObject:
     """The body for a self-hosted server: unknown fields pass, but for ours and for those that choose a destination."""
-    kept = {k: v for k, v in call.body.items() if k not in _FORBIDDEN and not k.startswith(_OURS)}
+    dropped = _FORBIDDEN | _ANTHROPICS
+    kept = cleaned({k: v for k, v in call.body.items() if k not in dropped and not k.startswith(_OURS)}, unmarked)
     if is_list(messages := kept.get("messages")):
         kept["messages"] = [_without_developer(message) for message in messages]
     return _asking(kept, call)
@@ -118,10 +123,11 @@ def from_wire(event: JsonObject) -> Chunk | None:
         raise _no_choices(event)
     for choice in choices:
         _mend(choice)
-    usage = to_usage(event["usage"]) if event.get("usage") else None
-    if not choices and usage is None:
-        return None
-    return Chunk(choices, usage, _extra(event))
+    told = event.get("usage")
+    if not told:
+        return Chunk(choices, None, _extra(event)) if choices else None
+    counts = to_counts(told)
+    return told_in(choices, counts, _extra(event)) if choices or counts.so_far() else None
 
 
 def from_body(event: JsonObject) -> Chunk:
@@ -130,27 +136,22 @@ def from_body(event: JsonObject) -> Chunk:
     if not is_list(choices) or not choices:
         raise _no_choices(event)
     whole = [_as_delta(choice) for choice in choices]
-    return Chunk(whole, to_usage(event.get("usage")), _extra(event))
+    return told_in(whole, to_counts(event.get("usage")), _extra(event))
 
 
 def from_embeddings(event: JsonObject, call: Call) -> Embedded:
     """The vectors in an answer, one for each input. Raises UpstreamProtocolError, UpstreamRefused."""
-    return Embedded(checked(from_data(event.get("data")), call.body), to_usage(event.get("usage")))
+    prompt = to_counts(event.get("usage")).prompt
+    usage = None if prompt is None else Usage(prompt)
+    return Embedded(checked(from_data(event.get("data")), call.body), usage)
 
 
-def to_usage(value: Any) -> Usage | None:
-    """The usage told, or None where it is missing or can't be true."""
+def to_counts(value: Any) -> Counts:
+    """The tokens told; what is missing or can't be true counts as not told."""
     if not is_object(value):
-        return None
-    prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens") or 0
-    if not _is_count(prompt) or not _is_count(completion):
-        return None
+        return NOTHING_TOLD
     details: JsonObject = {key: item for key, item in value.items() if key.endswith("_details") and is_object(item)}
-    return Usage(prompt, completion, details)
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < 2**53
+    return Counts(count(value.get("prompt_tokens")), count(value.get("completion_tokens")), details)
 
 
 def _mend(choice: Any) -> None:
@@ -164,6 +165,8 @@ def _mend(choice: Any) -> None:
         _mend_delta(delta)
     if type(choice.setdefault("index", 0)) is not int:
         choice["index"] = 0
+    if choice.get("logprobs") is not None and not is_object(choice["logprobs"]):
+        choice["logprobs"] = None
     reason = choice.setdefault("finish_reason", None)
     if reason is not None and reason not in FINISH_REASONS:
         choice["finish_reason"] = _nearest(reason)
@@ -191,6 +194,8 @@ def _mended_call(number: int, call: Any) -> JsonObject:
     function = call.get("function") if is_object(call) else None
     if not is_object(call) or not (function is None or is_object(function)):
         raise UpstreamProtocolError("The model's server sent a tool call that is not an object.")
+    if function and function.get("name") and function.get("arguments") is None:
+        function["arguments"] = ""  # to which clients add what follows
     return call if type(call.get("index")) is int else {**call, "index": number}
 
 
@@ -244,7 +249,11 @@ _STATUS_BY_NAME: Final = {
 
 def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> UpstreamError:
     """Our error for an HTTP refusal."""
-    told = _told(body)
+    return of_refusal(status, error_object(body), headers, secrets)
+
+
+def of_refusal(status: int, told: JsonObject, headers: Mapping[str, str], secrets: Iterable[str]) -> UpstreamError:
+    """Our error for a status and the error object that came with it."""
     return refusal(
         status,
         words(told.get("message"), secrets),
@@ -281,7 +290,7 @@ def _param(value: Any) -> str | None:
     return words(value, ())[:64] or None
 
 
-def _told(body: bytes) -> JsonObject:
+def error_object(body: bytes) -> JsonObject:
     """OpenAI's error object out of a body, or the same made of FastAPI's `detail`; empty where there is neither."""
     try:
         document = json_object(body)

@@ -29,12 +29,12 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class CalledTool:
-    """A tool call that the model made earlier in the conversation. `extra`: what a server put beside it."""
+    """A tool call that the model made earlier in the conversation; `whole` is the call as it came."""
 
     id: str
     name: str
     arguments: JsonObject
-    extra: JsonObject
+    whole: JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class Message:
     calls: list[CalledTool]
     place: str
     whole: JsonObject
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is a tool's result that is an error."""
+        return self.role == "tool" and self.whole.get("is_error") is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,11 @@ def messages_of(body: JsonObject) -> Iterator[Message]:
         yield Message(_ROLES.get(role, role), parts, calls, place, message)
 
 
+def cache_mark(marked: JsonObject) -> JsonObject:
+    """Anthropic's mark that a cache may end here, as a part, message, call or tool bears it; nothing without one."""
+    return {"cache_control": marked["cache_control"]} if is_object(marked.get("cache_control")) else {}
+
+
 def text_of(message: Message) -> str:
     """The message's text. Raises UpstreamRefused where it holds anything else."""
     for number, part in enumerate(message.parts):
@@ -212,15 +222,17 @@ def _call(call: Any, place: str) -> CalledTool:
         arguments = None
     if not is_object(arguments):
         raise UpstreamRefused("A tool call's arguments must be a JSON object.", param=place)
-    extra = call.get("extra_content")
-    return CalledTool(str(call.get("id") or ""), function["name"], arguments, extra if is_object(extra) else {})
+    return CalledTool(str(call.get("id") or ""), function["name"], arguments, call)
 
 
 # --- tools and formats -----------------------------------------------------------------------------------------------
 
 
 def tools_of(body: JsonObject) -> list[JsonObject]:
-    """The functions that may be called, fewer where `tool_choice` allows only some. Raises UpstreamRefused."""
+    """The functions that may be called, fewer where `tool_choice` allows only some. Raises UpstreamRefused.
+
+    A tool's own mark for caching stands in its function.
+    """
     tools = body.get("tools", [])
     if not is_list(tools):
         raise UpstreamRefused("An array is expected.", param="tools")
@@ -234,7 +246,8 @@ def _function(tool: Any, place: str) -> JsonObject:
     if not is_object(function) or not isinstance(function.get("name"), str):
         raise UpstreamRefused("A tool with a named function is expected.", param=place)
     parameters = function.get("parameters")
-    return {**function, "parameters": parameters if is_object(parameters) else {"type": "object", "properties": {}}}
+    shape: JsonObject = {"parameters": parameters if is_object(parameters) else {"type": "object", "properties": {}}}
+    return {**function, **shape, **cache_mark(tool)}
 
 
 def _allowed(choice: Any) -> set[str] | None:
@@ -296,10 +309,3 @@ def delta_choice(delta: JsonObject, reason: str | None = None, index: int = 0) -
 def tool_delta(number: int, call_id: str, name: str, arguments: str) -> JsonObject:
     """A tool call's first piece."""
     return {"index": number, "id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def count(value: Any) -> int | None:
-    """A number of tokens: whole and not negative; some servers write it as 5.0. None for anything else."""
-    if type(value) not in (int, float) or not 0 <= value < 2**53 or value != int(value):
-        return None
-    return int(value)

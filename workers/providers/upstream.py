@@ -183,7 +183,7 @@ def translated() -> Generator[None]:
 
 _TOO_LONG: Final = re.compile(
     r"context[ _](?:length|size|window)|maximum context|exceed\w* (?:the )?(?:available )?context"
-    r"|prompt (?:is )?too long|input (?:is )?too long|too many (?:input )?tokens",
+    r"|max_model_len|prompt (?:is )?too long|input (?:is )?too long|too many (?:input )?tokens",
     re.IGNORECASE,
 )
 _NO_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_funds"})

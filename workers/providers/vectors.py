@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import struct
 from binascii import Error as NotBase64
 from binascii import a2b_base64
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from common.contracts import JsonObject, Usage
-from common.errors import UpstreamProtocolError, UpstreamRefused
+from common.errors import UpstreamProtocolError, UpstreamRefused, UpstreamTimeout
 from workers.providers.base import Embedded
 from workers.providers.wire import is_list, is_object
 
@@ -98,17 +99,33 @@ def texts_of(body: JsonObject) -> list[str]:
     return texts
 
 
-def sliced(texts: list[str], most: int) -> Iterator[list[str]]:
-    """The texts in parts of at most so many."""
+async def in_parts(
+    body: JsonObject, most: int, timeout_s: float, ask: Callable[[list[str]], Awaitable[Embedded]]
+) -> Embedded:
+    """The embeddings of a request's texts, asked for with at most so many texts a call, one call after the other.
+
+    Raises UpstreamTimeout where all of them together take longer than `timeout_s`; UpstreamRefused for tokens; what
+    `ask` and `checked` raise.
+    """
+    parts: list[Embedded] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            for texts in _sliced(texts_of(body), most):
+                parts.append(await ask(texts))
+    except TimeoutError:
+        raise UpstreamTimeout from None
+    return Embedded(checked([vector for part in parts for vector in part.vectors], body), _total(parts))
+
+
+def _sliced(texts: list[str], most: int) -> Iterator[list[str]]:
     for start in range(0, len(texts), most):
         yield texts[start : start + most]
 
 
-def total(parts: list[Embedded]) -> Embedded:
-    """All parts' vectors in order; their usage where every part told it."""
+def _total(parts: list[Embedded]) -> Usage | None:
+    """The usage of all parts, where every part told it."""
     told = [part.usage for part in parts if part.usage is not None]
-    usage = Usage(sum(one.prompt_tokens for one in told)) if told and len(told) == len(parts) else None
-    return Embedded([vector for part in parts for vector in part.vectors], usage)
+    return Usage(sum(one.prompt_tokens for one in told)) if told and len(told) == len(parts) else None
 
 
 def _no_vector() -> UpstreamProtocolError:

@@ -51,7 +51,7 @@ def test_text_of_every_kind_comes_back_as_it_was(claude: Any) -> None:
 
 
 def test_a_stream_is_put_together_to_the_message_that_would_have_come_whole(claude: Any) -> None:
-    script = asked(text="so it is", reasoning="let me see")
+    script = asked(text="so it is", reasoning="let me see") | {"thinking": {"type": "adaptive"}}
     whole = claude.messages.create(**script)
     with claude.messages.stream(**script) as stream:
         kinds = {event.type for event in stream}
@@ -101,11 +101,11 @@ def test_the_clients_own_tool_loop_runs_to_its_end(claude: Any) -> None:
         asked_for.append(city)
         return "sunny"
 
-    script = asked(tool_calls=[{"name": "get_weather", "arguments": {"city": "Oslo"}}])
-    runner = claude.beta.messages.tool_runner(**script, tools=[get_weather], max_iterations=2)
-    stops = [message.stop_reason for message in runner]
-    assert stops[0] == "tool_use"
-    assert asked_for[0] == "Oslo"
+    script = asked(tool_calls=[{"name": "get_weather", "arguments": {"city": "Oslo"}}], then="it is sunny")
+    messages = list(claude.beta.messages.tool_runner(**script, tools=[get_weather]))
+    assert [message.stop_reason for message in messages] == ["tool_use", "end_turn"]
+    assert messages[-1].content[0].text == "it is sunny"
+    assert asked_for == ["Oslo"]
 
 
 @pytest.mark.parametrize(

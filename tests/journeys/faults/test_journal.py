@@ -7,22 +7,19 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import make_url
 
 from common import keys
-from common.contracts import State
-from common.ledger.database import FILE_NAME, Database
+from common.ledger.database import FILE_NAME
 from common.ledger.journal import JournalLedger
 from tests.support.fleet import Fleet
-from tests.support.fleet import until as until_it
 from tests.support.history import Journal as Reading
+from tests.support.office import JOBS, Office, background, submit
 from tests.support.postgres import PostgresServer
 from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import EVERY_WRITE_KEPT
@@ -31,50 +28,6 @@ from tests.support.runner import until as until_answered
 from tests.support.stage import POOL, say
 
 pytestmark = pytest.mark.timeout(90)
-
-JOBS = "/v1/jobs"
-
-
-class Office:
-    """A fleet and the database of its ledger."""
-
-    def __init__(self, fleet: Fleet, url: str) -> None:
-        self.fleet = fleet
-        self.redis = fleet.redis
-        self.url = url
-
-    def caller(self) -> Caller:
-        """A caller of both gateways."""
-        return Caller([self.fleet.url(number) for number in (0, 1)])
-
-    @asynccontextmanager
-    async def ledger(self) -> AsyncGenerator[JournalLedger]:
-        """The ledger, as another process has it."""
-        database = Database(make_url(self.url))
-        try:
-            yield JournalLedger(database)
-        finally:
-            await database.close()
-
-    async def ends(self, job_ids: list[str]) -> Counter[str]:
-        """How many of these jobs the ledger has with each status, once none is open. Raises TimeoutError."""
-        async with self.ledger() as ledger, asyncio.timeout(30):
-            while True:
-                entries = [await ledger.get(job_id) for job_id in job_ids]
-                if all(entry is not None and entry.end is not None for entry in entries):
-                    return Counter(entry.end.status.value for entry in entries if entry and entry.end)
-                await asyncio.sleep(0.1)
-
-    def mend(self) -> None:
-        """Starts what does not run."""
-        self.redis.thaw()
-        if self.redis.process is None or self.redis.process.poll() is not None:
-            self.redis.start()
-        self.redis.command("CLIENT", "UNPAUSE")
-        for name in self.fleet.members:
-            self.fleet.thaw(name)
-        self.fleet.start_again(*(name for name, member in self.fleet.members.items() if not member.runs))
-        until_it(lambda: self.redis.command("EXISTS", keys.ledger(POOL)), what="nobody keeps the journal")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -100,19 +53,6 @@ def office(_office: Office) -> Iterator[Office]:
     _office.mend()
     for name, member in _office.fleet.members.items():
         assert "Traceback" not in member.log(), f"{name}:\n{member.log()[-6000:]}"
-
-
-async def submit(caller: Caller, body: dict[str, Any], **options: Any) -> str:
-    """The id of a job accepted by the ledger."""
-    answer = await caller.http.post(caller.next_url() + JOBS, json=_job(body, **options))
-    if answer.is_error:
-        raise Refused(answer.status_code, answer.content)
-    assert (answer.status_code, answer.headers["x-headrace-durability"]) == (202, "journal"), answer.text
-    return answer.json()["id"]
-
-
-def _job(body: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return {"endpoint": "/v1/chat/completions", "body": body, **options}
 
 
 async def _started(office: Office, *job_ids: str) -> None:
@@ -220,13 +160,13 @@ async def test_a_job_whose_time_was_over_when_it_was_found_lost_is_told_so(offic
 async def test_the_same_key_is_the_same_job_also_after_the_loss(office: Office) -> None:
     async with office.caller() as caller:
         headers = {"idempotency-key": f"key-{time.time_ns()}"}
-        body = _job(numbered(2))
+        body = background(numbered(2))
         first = await caller.http.post(caller.next_url() + JOBS, json=body, headers=headers)
         await caller.ended(first.json()["id"])
         assert await office.ends([first.json()["id"]]) == {"succeeded": 1}
         office.redis.command("FLUSHALL")
         again = await caller.http.post(caller.next_url() + JOBS, json=body, headers=headers)
-        other = await caller.http.post(caller.next_url() + JOBS, json=_job(numbered(3)), headers=headers)
+        other = await caller.http.post(caller.next_url() + JOBS, json=background(numbered(3)), headers=headers)
     assert (again.status_code, again.json()["id"], again.json()["status"]) == (202, first.json()["id"], "succeeded")
     assert (other.status_code, other.json()["error"]["param"]) == (422, "Idempotency-Key")
 
@@ -283,7 +223,7 @@ async def test_a_gateway_killed_between_the_ledger_and_the_queue_leaves_a_job_th
         # Reading goes on, so the gateway gets as far as the commit; what writes waits.
         office.redis.command("CLIENT", "PAUSE", 30_000, "WRITE")
         asking = asyncio.create_task(
-            caller.http.post(office.fleet.url(0) + JOBS, json=_job(numbered(3), metadata={"told": False}))
+            caller.http.post(office.fleet.url(0) + JOBS, json=background(numbered(3), metadata={"told": False}))
         )
         job_id = await _newest_open(office)
         office.fleet.kill("gateway-0")
@@ -380,7 +320,7 @@ async def _none_open(ledger: JournalLedger) -> None:
 # --- the ledger's database is away ------------------------------------------------------------------------------------
 
 
-async def test_postgresql_restarted_in_the_middle_costs_refusals_and_no_job(  # noqa: PLR0915
+async def test_postgresql_restarted_in_the_middle_costs_refusals_and_nobackground(  # noqa: PLR0915
     office: Office, postgres: PostgresServer
 ) -> None:
     if office.url.startswith("sqlite"):
@@ -451,35 +391,3 @@ async def test_a_frozen_postgresql_holds_no_caller_for_more_than_two_seconds(
     # The promise is 2 s; the rest is for a busy machine.
     assert (refused.value.status, refused.value.code) == (503, "ledger_unavailable") and took_s < 2.6
     assert await office.ends([seen, again]) == {"succeeded": 2}
-
-
-# --- without a journal ------------------------------------------------------------------------------------------------
-
-
-async def test_without_the_journal_jobs_are_the_stores_alone_and_no_database_is_made(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, journal="off")
-    try:
-        fleet.start()
-        async with Caller([fleet.url(0)]) as caller:
-            answer = await caller.http.post(fleet.url(0) + JOBS, json=_job(numbered(2)))
-            assert answer.headers["x-headrace-durability"] == "redis"
-            assert (await caller.ended(answer.json()["id"]))["status"] == State.SUCCEEDED
-            assert fleet.redis.command("KEYS", "*:ended") == []
-        assert not (tmp_path / FILE_NAME).exists()
-    finally:
-        fleet.stop()
-
-
-async def test_a_gateway_whose_file_no_scheduler_keeps_does_not_claim_the_journal(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path)
-    fleet.add("gateway-0", "gateway", data_dir=str(tmp_path / "its own"))
-    try:
-        fleet.start()
-        until_it(lambda: fleet.redis.command("EXISTS", keys.ledger(POOL)), what="nobody keeps the journal")
-        async with Caller([fleet.url(0)]) as caller:
-            answer = await caller.http.post(fleet.url(0) + JOBS, json=_job(numbered(2)))
-            assert (answer.status_code, answer.headers["x-headrace-durability"]) == (202, "redis")
-            assert (await caller.ended(answer.json()["id"]))["status"] == State.SUCCEEDED
-        assert "journal.another_ledger" in fleet.members["gateway-0"].log()
-    finally:
-        fleet.stop()

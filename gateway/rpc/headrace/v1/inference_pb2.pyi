@@ -397,7 +397,7 @@ class CancelJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "status", "endpoint", "model", "priority", "attempt", "failed_attempts", "created", "started", "finished", "queue", "completion", "embeddings_json", "error", "usage", "timings", "metadata_json", "cost_usd")
+    __slots__ = ("id", "status", "endpoint", "model", "priority", "attempt", "failed_attempts", "created", "started", "finished", "queue", "completion", "embeddings_json", "error", "usage", "timings", "metadata_json", "cost_usd", "choice")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -416,6 +416,7 @@ class Job(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     id: str
     status: JobStatus
     endpoint: str
@@ -434,7 +435,18 @@ class Job(_message.Message):
     timings: Timings
     metadata_json: bytes
     cost_usd: float
-    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., endpoint: _Optional[str] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[_Iterable[_Union[FailedAttempt, _Mapping]]] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue: _Optional[_Union[QueuePlace, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., embeddings_json: _Optional[bytes] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., metadata_json: _Optional[bytes] = ..., cost_usd: _Optional[float] = ...) -> None: ...
+    choice: ModelChoice
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., endpoint: _Optional[str] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[_Iterable[_Union[FailedAttempt, _Mapping]]] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue: _Optional[_Union[QueuePlace, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., embeddings_json: _Optional[bytes] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., metadata_json: _Optional[bytes] = ..., cost_usd: _Optional[float] = ..., choice: _Optional[_Union[ModelChoice, _Mapping]] = ...) -> None: ...
+
+class ModelChoice(_message.Message):
+    __slots__ = ("asked", "model", "reason")
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    asked: str
+    model: str
+    reason: str
+    def __init__(self, asked: _Optional[str] = ..., model: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class FailedAttempt(_message.Message):
     __slots__ = ("attempt", "code", "message", "backend", "failed")

@@ -1,0 +1,1 @@
+"""Batches at work: each line of a file becomes a job, and the jobs' ends become files, whoever dies on the way."""

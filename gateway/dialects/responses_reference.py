@@ -1,0 +1,52 @@
+"""A request's references to items of earlier responses: which responses, and the request with the items. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from common.contracts import JsonObject
+from common.errors import BadRequest
+from gateway.dialects.bounded import is_list
+from gateway.dialects.responses_schema import REFERENCE, kind_of
+
+MOST_REFERENCED: Final = 128
+_ITEM: Final = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})_[0-9]{1,9}")
+
+
+def referenced(body: JsonObject) -> list[str]:
+    """The digits of each response (the end of its id) whose items a checked request names. Raises BadRequest."""
+    digits: dict[str, None] = {}
+    seen: set[str] = set()
+    for index, item_id in _references(body):
+        if item_id in seen:
+            raise BadRequest(f"input[{index}].id: this item stands here already.", param=f"input[{index}].id")
+        seen.add(item_id)
+        if (found := _ITEM.fullmatch(item_id)) is None:
+            raise _unknown(index, item_id)
+        digits[found[1]] = None
+    if len(digits) > MOST_REFERENCED:
+        raise BadRequest(f"input: names items of more than {MOST_REFERENCED} responses.", param="input")
+    return list(digits)
+
+
+def with_items(body: JsonObject, items: Mapping[str, JsonObject]) -> JsonObject:
+    """The request with these items, by their ids, in place of its references. Raises BadRequest where one lacks."""
+    given: list[JsonObject] = list(body["input"])
+    for index, item_id in _references(body):
+        if item_id not in items:
+            raise _unknown(index, item_id)
+        given[index] = items[item_id]
+    return {**body, "input": given}
+
+
+def _references(body: JsonObject) -> Iterator[tuple[int, str]]:
+    given = body["input"]
+    for index, item in enumerate(given if is_list(given) else ()):
+        if kind_of(item) == REFERENCE:
+            yield index, item["id"]
+
+
+def _unknown(index: int, item_id: str) -> BadRequest:
+    return BadRequest(f"input[{index}].id: item with id {item_id[:80]!r} not found.", param=f"input[{index}].id")

@@ -1,0 +1,112 @@
+"""OpenAI's files: uploaded, listed, shown, read, deleted. A file of another tenant answers like one that never was."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Final
+from urllib.parse import quote
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from common.contracts import JsonObject
+from common.errors import BadRequest, NotFound
+from common.ledger.files import File
+from gateway.auth import Principal
+from gateway.dialects.files import file_object, page_object
+from gateway.docs.files import CREATE_FILE, DELETE_FILE, FILE, FILE_CONTENT, FILES
+from gateway.files import pieces
+from gateway.parts import Parts
+from gateway.routes.plain import PlainRoute
+from gateway.uploads import receive_file
+
+MOST_LISTED: Final = 10_000
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes, over these parts."""
+    routes = APIRouter(route_class=PlainRoute)
+
+    @routes.post("/v1/files", **CREATE_FILE)
+    async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        timeout_s = parts.settings.request_timeout_s
+        file = await receive_file(request, parts.files, principal.tenant, parts.queue.now_ms, timeout_s=timeout_s)
+        return _json(file_object(file))
+
+    @routes.get("/v1/files", **FILES)
+    async def list_files(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        return _json(await _page(parts, principal, request))
+
+    @routes.get("/v1/files/{file_id}", **FILE)
+    async def retrieve(request: Request, file_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return _json(file_object(await own_file(parts, parts.auth.principal(request), file_id)))
+
+    @routes.delete("/v1/files/{file_id}", **DELETE_FILE)
+    async def delete(request: Request, file_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        principal = parts.auth.principal(request)
+        if not await parts.files.delete(file_id[:64], principal.tenant, now_ms=await parts.queue.now_ms()):
+            raise no_such_file(file_id)
+        return _json({"id": file_id, "object": "file", "deleted": True})
+
+    @routes.get("/v1/files/{file_id}/content", **FILE_CONTENT)
+    async def content(request: Request, file_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        file = await own_file(parts, parts.auth.principal(request), file_id)
+        headers = {
+            "content-length": str(file.size_bytes),
+            "content-disposition": f"attachment; filename*=utf-8''{quote(file.filename)}",
+        }
+        return StreamingResponse(_bytes(parts, file), 200, headers, "application/octet-stream")
+
+    return routes
+
+
+async def own_file(parts: Parts, principal: Principal, file_id: str) -> File:
+    """The caller's own file. Raises NotFound for an unknown id, an expired one, and another tenant's alike."""
+    file = await parts.files.get(file_id[:64], principal.tenant, now_ms=await parts.queue.now_ms())
+    if file is None:
+        raise no_such_file(file_id)
+    return file
+
+
+def no_such_file(file_id: str, param: str = "id") -> NotFound:
+    """The refusal of an id that is no file of the caller's."""
+    return NotFound(f"No such File object: {file_id[:64]!r}.", param=param)
+
+
+async def _bytes(parts: Parts, file: File) -> AsyncGenerator[bytes]:
+    async for piece in pieces(parts.files, file.id):
+        yield piece
+
+
+async def _page(parts: Parts, principal: Principal, request: Request) -> JsonObject:
+    given = request.query_params
+    most = limit_of(given.get("limit", str(MOST_LISTED)), MOST_LISTED)
+    order = given.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise BadRequest("order: must be 'asc' or 'desc'.", param="order")
+    after = await own_file(parts, principal, given["after"]) if given.get("after") else None
+    found = await parts.files.page(
+        principal.tenant,
+        most=most + 1,
+        now_ms=await parts.queue.now_ms(),
+        purpose=given.get("purpose"),
+        after=after,
+        ascending=order == "asc",
+    )
+    shown = found[:most]
+    return page_object(shown, [file_object(file) for file in shown], has_more=len(found) > most)
+
+
+def limit_of(text: str, most: int) -> int:
+    """How many a page may have. Raises BadRequest."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= most):
+        raise BadRequest(f"limit: a number from 1 to {most} is expected.", param="limit")
+    return int(text[:6])
+
+
+def _json(document: JsonObject) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")

@@ -1,0 +1,1 @@
+"""Which model answers: names, choices, limits, fallbacks, over one fleet."""

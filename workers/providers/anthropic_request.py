@@ -1,0 +1,194 @@
+"""Our request in Anthropic's shapes: turns made of blocks, a system text of its own, tools, how much to think. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from common.contracts import JsonObject
+from common.errors import UpstreamRefused
+from workers.providers.base import Call
+from workers.providers.shapes import (
+    SYSTEM_ROLES,
+    CalledTool,
+    Message,
+    body_of,
+    cache_mark,
+    choice_of,
+    common_refusals,
+    limit_of,
+    media_of,
+    merged,
+    messages_of,
+    refuse,
+    schema_of,
+    stops_of,
+    text_of,
+    tools_of,
+)
+from workers.providers.wire import is_object
+
+# The API wants a limit always; this is what a caller who names none gets, unless `options.max_tokens` says more.
+DEFAULT_MAX_TOKENS: Final = 4_096
+LEAST_BUDGET: Final = 1_024
+_BUDGETS: Final = {"minimal": 1_024, "low": 2_048, "medium": 8_192, "high": 16_384, "xhigh": 32_768, "max": 32_768}
+_EFFORTS: Final = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
+_JSON_ONLY: Final = "Answer with one JSON object and nothing else."
+
+
+def to_wire(call: Call) -> JsonObject:
+    """The body for `/v1/messages`. Raises UpstreamRefused for what that API can't do."""
+    body = body_of(call)
+    refuse("Anthropic's API", {"n": body.get("n") not in (None, 1), **common_refusals(body)})
+    messages = list(messages_of(body))
+    wire: JsonObject = {
+        "model": call.model,
+        "messages": _turns(messages),
+        "stream": call.stream,
+        "max_tokens": limit_of(body) or call.backend.options.get("max_tokens") or DEFAULT_MAX_TOKENS,
+        **_system(messages, body),
+        **_tools(body),
+    }
+    if stops := [text for text in stops_of(body) if text.strip()]:
+        wire["stop_sequences"] = stops
+    if isinstance(user := body.get("user"), str):
+        wire["metadata"] = {"user_id": user}
+    if schema := schema_of(body):
+        wire["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    _think(wire, body, call, may=_may_think(wire, messages))
+    thinks = wire.get("thinking", {}).get("type", "disabled") != "disabled"
+    return {**wire, **cache_mark(body), **({} if thinks else _sampling(body))}
+
+
+def _sampling(body: JsonObject) -> JsonObject:
+    """Newer models take temperature or top_p, not both; the one that was turned on purpose is kept."""
+    sampling = {"top_k": body["top_k"]} if "top_k" in body else {}
+    heat = body.get("temperature")
+    if isinstance(heat, int | float):
+        return {**sampling, "temperature": min(heat, 1)}  # its scale ends where others' is in the middle
+    return {**sampling, "top_p": body["top_p"]} if "top_p" in body else sampling
+
+
+def _think(wire: JsonObject, body: JsonObject, call: Call, *, may: bool) -> None:
+    """Adds how much is to be thought first. `options.thinking`: adaptive (the default), budget (older models), off."""
+    own, effort = body.get("thinking"), str(body.get("reasoning_effort") or "none")
+    mode = call.backend.options.get("thinking", "adaptive")
+    if not may or mode == "off":
+        return
+    limited = limit_of(body) is not None
+    if is_object(own):
+        _think_so(wire, own, limited=limited)
+    elif effort in _BUDGETS and mode == "adaptive":
+        wire["thinking"] = {"type": "adaptive", "display": "summarized"}
+    elif effort in _BUDGETS:
+        _grant(wire, _BUDGETS[effort], limited=limited)
+    # A budget says it already, and is what the effort was made of where an Anthropic client asks.
+    if effort in _EFFORTS and mode == "adaptive" and wire.get("thinking", {}).get("type") != "enabled":
+        wire["output_config"] = {**wire.get("output_config", {}), "effort": _EFFORTS[effort]}
+
+
+def _think_so(wire: JsonObject, own: JsonObject, *, limited: bool) -> None:
+    """What the caller says in Anthropic's words; its budget is on top of a limit that is ours."""
+    wire["thinking"] = own
+    budget = own.get("budget_tokens")
+    if not limited and type(budget) is int and budget > 0:
+        wire["max_tokens"] += budget
+
+
+def _grant(wire: JsonObject, budget: int, *, limited: bool) -> None:
+    """A budget inside the caller's limit, or on top of ours; none where too little would be left of it."""
+    if not limited:
+        wire["max_tokens"] += budget
+    budget = min(budget, wire["max_tokens"] - 1)
+    if budget >= LEAST_BUDGET:
+        wire["thinking"] = {"type": "enabled", "budget_tokens": budget}
+
+
+def _may_think(wire: JsonObject, messages: list[Message]) -> bool:
+    """Not with a forced tool; and a turn that called tools must begin with its own signed thoughts."""
+    if wire.get("tool_choice", {}).get("type") in ("any", "tool"):
+        return False
+    last = next((message for message in reversed(messages) if message.role not in ("tool", "system")), None)
+    return last is None or not last.calls or bool(_thoughts(last))
+
+
+def _system(messages: list[Message], body: JsonObject) -> JsonObject:
+    blocks = [block for message in messages if message.role in SYSTEM_ROLES for block in _texts(message)]
+    if schema_of(body) == {}:
+        blocks.append({"type": "text", "text": _JSON_ONLY})
+    return {"system": blocks} if blocks else {}
+
+
+def _texts(message: Message) -> list[JsonObject]:
+    text_of(message)
+    return [block for part in message.parts for block in _blocks(part, message.place)]
+
+
+def _turns(messages: list[Message]) -> list[JsonObject]:
+    spoken = (message for message in messages if message.role not in SYSTEM_ROLES)
+    turns = merged((("assistant" if message.role == "assistant" else "user"), _said(message)) for message in spoken)
+    return [{"role": role, "content": blocks} for role, blocks in turns]
+
+
+def _said(message: Message) -> list[JsonObject]:
+    blocks = [block for part in message.parts for block in _blocks(part, message.place)]
+    if message.role == "tool":
+        failed = {"is_error": True} if message.failed else {}
+        result = {"type": "tool_result", "tool_use_id": str(message.whole.get("tool_call_id") or ""), "content": blocks}
+        return [{**result, **failed, **cache_mark(message.whole)}]
+    return [*_thoughts(message), *blocks, *map(_called, message.calls)]
+
+
+def _called(call: CalledTool) -> JsonObject:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments, **cache_mark(call.whole)}
+
+
+def _thoughts(message: Message) -> list[JsonObject]:
+    """The thoughts of a turn, where its caller kept the signature without which they are not taken back.
+
+    They are no text where the answer told none of them (`display: omitted`): then all of it is in the signature.
+    """
+    thought, signature = message.whole.get("reasoning_content"), message.whole.get("reasoning_signature")
+    if not isinstance(thought, str) or not isinstance(signature, str) or not signature:
+        return []
+    return [{"type": "thinking", "thinking": thought, "signature": signature}]
+
+
+def _blocks(part: JsonObject, place: str) -> Iterator[JsonObject]:
+    """The part as a block, with the caller's mark for caching; none for a blank text, which would be refused."""
+    mark = cache_mark(part)
+    if part["type"] == "text":
+        if part["text"].strip():
+            yield {"type": "text", "text": part["text"], **mark}
+        return
+    media = media_of(part, f"{place}.content")
+    if media.media_type.startswith("audio/"):
+        raise UpstreamRefused("Anthropic's API takes no audio.", param=f"{place}.content")
+    kind = "image" if part["type"] == "image_url" else "document"
+    source = {"type": "base64", "media_type": media.media_type, "data": media.data}
+    yield {"type": kind, "source": {"type": "url", "url": media.url} if media.url else source, **_title(part), **mark}
+
+
+def _title(part: JsonObject) -> JsonObject:
+    """A file's name, which the model is shown."""
+    file = part.get("file")
+    name = file.get("filename") if is_object(file) else None
+    return {"title": name} if isinstance(name, str) and name else {}
+
+
+def _tools(body: JsonObject) -> JsonObject:
+    tools = [_tool(function) for function in tools_of(body)]
+    if not tools:
+        return {}
+    choice = choice_of(body)
+    kind = {"required": "tool" if choice.name else "any", "none": "none"}.get(choice.mode or "", "auto")
+    told: JsonObject = {"type": kind, "name": choice.name} if choice.name else {"type": kind}
+    if body.get("parallel_tool_calls") is False and kind != "none":
+        told["disable_parallel_tool_use"] = True
+    return {"tools": tools, "tool_choice": told} if choice.mode or len(told) > 1 else {"tools": tools}
+
+
+def _tool(function: JsonObject) -> JsonObject:
+    tool: JsonObject = {"name": function["name"], "input_schema": {"type": "object", **function["parameters"]}}
+    kept = {key: function[key] for key in ("description", "strict") if function.get(key) is not None}
+    return {**tool, **kept, **cache_mark(function)}
