@@ -96,7 +96,7 @@ class Leaks:
 def steady_slope_part(looks: Sequence[tuple[float, int]], over_s: float) -> float:
     """The lesser `slope_part` of the two halves: what leaks grows in both of them.
 
-    Python takes memory by whole MiB and seldom gives one back. One such step, of a process of 80, is more than the limit.
+    Python takes memory by whole MiB and seldom gives one back: one such step of a process of 80 is above the limit.
     """
     half = len(looks) // 2
     return min(slope_part(looks[:half], over_s), slope_part(looks[half:], over_s))

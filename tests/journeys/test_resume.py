@@ -187,9 +187,7 @@ def test_a_position_that_is_none_is_refused(client: httpx.Client, finished: str,
     for answer in (
         ask(client, finished, position),
         client.get(f"/v1/jobs/{finished}/events", params={"last_event_id": position}),
-        client.get(
-            f"/v1/jobs/{finished}/events", params={"last_event_id": position}, headers={"last-event-id": "1-1"}
-        ),
+        client.get(f"/v1/jobs/{finished}/events", params={"last_event_id": position}, headers={"last-event-id": "1-1"}),
     ):
         assert answer.status_code == 400, position
         assert answer.json()["error"]["param"] == "Last-Event-ID"
