@@ -21,12 +21,19 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def opening(path: Path) -> str:
+    """The docstring that the file opens with; the rest of it is not looked at, since there are many."""
+    text = path.read_text(encoding="utf-8")
+    return text[3 : text.find('"""', 3)] if text.startswith('"""') else ""
+
+
 @cache
 def tree(path: Path) -> ast.Module:
     """The file's syntax tree."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """The dotted names that the file imports: modules, and names taken from them."""
     found: set[str] = set()
