@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local.child import ROOT
 
-TOOLS = ("cat", "cksum", "dirname", "cp", "chmod")
+TOOLS = ("cat", "cksum", "dirname", "cp", "chmod", "rm", "mkdir")
 
 
 @pytest.fixture
@@ -122,3 +122,14 @@ def test_a_changed_lock_is_installed_before_anything_runs(checkout: Path, tmp_pa
     assert (checkout / ".venv/bin/headrace").exists()
     assert run(checkout, path).returncode == 0  # and only once
     assert (checkout / ".venv/calls").read_text().count("pip install") == 1
+
+
+def test_a_link_to_another_checkouts_packages_is_replaced_and_they_stay(checkout: Path, tmp_path: Path) -> None:
+    others = tmp_path / "another checkout"
+    (others / "bin").mkdir(parents=True)
+    (others / "bin" / "python").write_text("theirs")
+    (checkout / ".venv").symlink_to(others)
+    python = 'case "$2" in venv) rm -rf "$4"/*; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;; esac'
+    run(checkout, bin_with(tmp_path, python3=python))
+    assert (others / "bin" / "python").read_text() == "theirs"
+    assert (checkout / ".venv" / "bin" / "headrace").exists() and not (checkout / ".venv").is_symlink()
