@@ -13,7 +13,7 @@ import uvloop
 
 Result = TypeVar("Result")
 
-WAIT_LIMIT_S: Final = 8.0
+WAIT_LIMIT_S: Final = 15.0
 
 
 def runner() -> asyncio.Runner:
