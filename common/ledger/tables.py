@@ -16,16 +16,29 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     false,
     text,
 )
+from sqlalchemy.engine import Dialect
 
 METADATA: Final = MetaData()
+
+
+class Word(TypeDecorator[str]):
+    """Text that callers may ask for. NUL, which PostgreSQL refuses even to compare with, becomes U+FFFD."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and value.replace("\0", "\ufffd")
+
 
 JOBS: Final = Table(
     "jobs",
     METADATA,
-    Column("id", String(128), primary_key=True),
+    Column("id", Word(128), primary_key=True),
     Column("pool", String(40), nullable=False),
     Column("tenant", String(128), nullable=False),
     Column("spec", LargeBinary, nullable=False),
@@ -65,11 +78,11 @@ IDENTITY: Final = Table("identity", METADATA, Column("id", String(32), primary_k
 FILES: Final = Table(
     "files",
     METADATA,
-    Column("id", String(64), primary_key=True),
+    Column("id", Word(64), primary_key=True),
     Column("tenant", String(128), nullable=False),
     Column("state", String(16), nullable=False),
     Column("filename", Text, nullable=False, server_default=""),
-    Column("purpose", String(32), nullable=False, server_default=""),
+    Column("purpose", Word(32), nullable=False, server_default=""),
     Column("size_bytes", BigInteger, nullable=False, server_default="0"),
     Column("created_ms", BigInteger, nullable=False),
     Column("touched_ms", BigInteger, nullable=False),
@@ -95,12 +108,12 @@ FILE_CHUNKS: Final = Table(
 BATCHES: Final = Table(
     "batches",
     METADATA,
-    Column("id", String(64), primary_key=True),
+    Column("id", Word(64), primary_key=True),
     Column("tenant", String(128), nullable=False),
     Column("weight", Float, nullable=False, server_default="1"),
     Column("endpoint", String(64), nullable=False),
     Column("model", Text),
-    Column("input_file_id", String(64), nullable=False),
+    Column("input_file_id", Word(64), nullable=False),
     Column("metadata", LargeBinary),
     Column("output_life_s", Integer),
     Column("status", String(16), nullable=False),

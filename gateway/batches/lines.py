@@ -16,6 +16,7 @@ MOST_LINES: Final = 50_000
 MOST_INPUTS: Final = 50_000
 MOST_ERRORS: Final = 100
 MOST_ID_CHARACTERS: Final = 512
+MOST_MODEL_CHARACTERS: Final = 256
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANK: Final = b" \t\r"
@@ -165,7 +166,7 @@ class InputCheck:
         self._ids.add(digest)
         if len(self._models) < 2:
             model = body.get("model")
-            self._models.add(model if isinstance(model, str) else None)
+            self._models.add(model if isinstance(model, str) and _is_name(model) else None)
         if self._endpoint == EMBEDDINGS:
             self._inputs += _inputs(body.get("input"))
 
@@ -183,6 +184,11 @@ class InputCheck:
             text = f"A batch may have at most {MOST_INPUTS} embedding inputs over all its requests."
             return [*self.faults, Fault("too_many_inputs", text)]
         return self.faults
+
+
+def _is_name(model: str) -> bool:
+    """Whether a model may have this name; what else a line says is told where it is refused, not by the batch."""
+    return len(model) <= MOST_MODEL_CHARACTERS and model.isprintable()
 
 
 def _inputs(given: Any) -> int:

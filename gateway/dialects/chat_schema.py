@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from common.contracts import JsonObject
 from common.errors import BadRequest
 
-MAX_MESSAGES: Final = 1_000
+MAX_MESSAGES: Final = 10_000
 MAX_TOOLS: Final = 128
 MAX_N: Final = 8
 MAX_TOKENS: Final = 1_048_576
@@ -169,7 +169,7 @@ CHAT_BODY: Final = TypeAdapter(ChatBody)
 
 _TEXTS: Final = {
     "missing": "this field is required.",
-    "too_long": "at most {max_length} entries, {actual_length} were given.",
+    "too_long": "at most {max_length} entries.",
     "too_short": "at least {min_length} is required.",
     "string_too_long": "at most {max_length} characters.",
     "string_too_short": "at least {min_length} character is required.",

@@ -216,7 +216,15 @@ def _check_parts(parts: list[JsonObject], index: int) -> tuple[int, int]:
             _check_address(part[kind]["url"], f"{param}.url")
         elif kind in ("input_audio", "file"):
             media += 1
+            if kind == "file":
+                _check_file(part[kind], param)
     return characters, media
+
+
+def _check_file(part: JsonObject, param: str) -> None:
+    """Raises BadRequest for a file by id: at the upstream it would be one of the operator's, whoever asks."""
+    if part.get("file_id") is not None:
+        raise BadRequest(f"{param}.file_id: files by id are not read here; send file_data.", param=f"{param}.file_id")
 
 
 def _check_address(url: str, param: str) -> None:

@@ -225,7 +225,7 @@ def _part(part: JsonObject) -> JsonObject:
             detail = {"detail": part["detail"]} if part.get("detail") else {}
             return {"type": "image_url", "image_url": {"url": part["image_url"], **detail}}
         case "input_file":
-            file = {name: part[name] for name in ("filename", "file_data", "file_id") if part.get(name) is not None}
+            file = {name: part[name] for name in ("filename", "file_data") if part.get(name) is not None}
             return {"type": "file", "file": file}
         case "input_audio":
             return {"type": "input_audio", "input_audio": part["input_audio"]}

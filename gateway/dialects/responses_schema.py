@@ -15,6 +15,7 @@ from common.contracts import JsonObject
 from common.errors import BadRequest
 from gateway.dialects.bounded import is_list, is_object
 from gateway.dialects.chat_schema import (
+    MAX_MESSAGES,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     FunctionName,
@@ -25,7 +26,7 @@ from gateway.dialects.chat_schema import (
     check,
 )
 
-MAX_ITEMS: Final = 2_000
+MAX_ITEMS: Final = MAX_MESSAGES
 REFERENCE: Final = "item_reference"
 MAX_PAIRS: Final = 16
 
@@ -212,7 +213,7 @@ _NEEDS: Final = {
     "output_text": ("text",),
     "refusal": ("refusal",),
     "input_image": ("image_url",),
-    "input_file": ("file_data", "file_id"),
+    "input_file": ("file_data",),
     "input_audio": ("input_audio",),
 }
 

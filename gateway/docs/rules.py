@@ -106,7 +106,7 @@ _PART: Final = _kinds(
     audio_url=_has(audio_url=_ADDRESSED),
     video_url=_has(video_url=_ADDRESSED),
     input_audio=_has(input_audio={}),
-    file=_has(file={}),
+    file=_has(file=_may(file_id=_NULL)),
 )
 _COMPLETIONS: Final = {
     "allOf": [
@@ -123,7 +123,7 @@ _RESPONSE_PART: Final = {
         output_text=_has(text={}),
         refusal=_has(refusal={}),
         input_image=_has(image_url={"type": "string", **_ADDRESS}),
-        input_file={"anyOf": [_has(file_data={"type": "string"}), _has(file_id={"type": "string"})]},
+        input_file=_has(file_data={"type": "string"}),
         input_audio=_has(input_audio={}),
     ),
 }

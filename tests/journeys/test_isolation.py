@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from typing import Any
@@ -51,6 +52,46 @@ def test_a_job_of_another_tenant_answers_like_one_that_never_was(
     assert theirs.status_code in (400, 404)
     assert record(client, job_id)["status"] == found["status"], "a stranger changed it"
     client.post(f"/v1/jobs/{job_id}/cancel")
+
+
+OTHER_ROUTES = [
+    *(("GET", "/v1/files/{file}"), ("GET", "/v1/files/{file}/content"), ("DELETE", "/v1/files/{file}")),
+    ("GET", "/v1/files?after={file}"),
+    *(("GET", "/v1/batches/{batch}"), ("POST", "/v1/batches/{batch}/cancel"), ("GET", "/v1/batches?after={batch}")),
+    *(("GET", "/v1/responses/{response}"), ("GET", "/v1/responses/{response}?stream=true")),
+    ("GET", "/v1/responses/{response}/input_items"),
+    *(("POST", "/v1/responses/{response}/cancel"), ("DELETE", "/v1/responses/{response}")),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OTHER_ROUTES)
+def test_files_batches_and_responses_of_another_tenant_answer_like_ones_that_never_were(
+    client: httpx.Client, stranger: httpx.Client, method: str, path: str
+) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": CHAT, "body": chat(hang_at=0)}
+    form: dict[str, Any] = {"files": {"file": ("a", json.dumps(line))}, "data": {"purpose": "batch"}}
+    file = client.post("/v1/files", **form).json()["id"]
+    work = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    batch = client.post("/v1/batches", json=work).json()["id"]
+    asked = {"model": "echo", "input": 'echo: {"hang_at": 0}', "background": True}
+    response = client.post("/v1/responses", json=asked).json()["id"]
+    made = {"file": file, "batch": batch, "response": response}
+    name = next(name for name in made if f"{{{name}}}" in path)
+    unknown = f"{made[name][:-32]}{secrets.token_hex(16)}"
+    theirs = stranger.request(method, path.format(**made))
+    nobodys = stranger.request(method, path.format(**{name: unknown}))
+    assert shown(theirs, made[name]) == shown(nobodys, unknown)
+    assert theirs.status_code == 404
+    assert client.get(f"/v1/files/{file}").status_code == 200
+    assert client.post(f"/v1/batches/{batch}/cancel").json()["status"] == "cancelling"
+    assert client.post(f"/v1/responses/{response}/cancel").json()["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("path", ["/v1/files/{id}", "/v1/files/{id}/content", "/v1/batches/{id}", "/v1/responses/{id}"])
+@pytest.mark.parametrize("name", ["%00", "file-%00", "%ff", "..%5c", "x" * 3_000, "file-" + "0" * 33])
+def test_what_is_no_id_is_nothing_that_there_is(client: httpx.Client, path: str, name: str) -> None:
+    answer = client.get(path.format(id=name))
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,17 @@ async def test_a_batch_of_a_file_that_is_not_there_is_not_made(ledger_url: str) 
             assert await batches.get(batch.id, tenant) is None
 
 
+async def test_an_id_that_no_database_can_hold_is_nobodys(ledger_url: str) -> None:
+    async with opened(ledger_url) as files:
+        assert await files.get("file-\0", "t", now_ms=1) is None
+        assert not await files.delete("\0", "t", now_ms=1)
+        assert await files.page("t", most=1, now_ms=1, purpose="\0", after=None, ascending=True) == []
+        batches = BatchesLedger(files.database)
+        assert await batches.get("\0", "t") is None
+        batch = Batch(new_batch_id(), "t", "/v1/chat/completions", "file-\0", 1_000, 2_000)
+        assert await batches.create(batch) is None
+
+
 async def test_files_are_written_by_many_at_once(ledger_url: str) -> None:
     async with opened(ledger_url) as one, opened(ledger_url) as other:
         await stored(one, b"first")

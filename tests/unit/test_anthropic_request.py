@@ -202,6 +202,11 @@ def test_a_conversation_with_tools_keeps_its_order() -> None:
     ]
 
 
+def test_a_long_conversation_of_an_agent_gets_through_whose_turns_have_several_calls() -> None:
+    turn = [("assistant", [use(number) for number in range(4)]), ("user", [result(content="r") for _ in range(4)])]
+    assert len(said(("user", "go"), *(1_000 * turn))) == 1 + 1_000 * 5
+
+
 def test_a_tools_result_may_be_empty_and_its_pictures_follow_it() -> None:
     found = said(("user", "x"), ("assistant", [use()]), ("user", [result(is_error=False)]))
     assert found[2:] == [{"role": "tool", "tool_call_id": "t1", "content": ""}]

@@ -129,6 +129,12 @@ def test_a_valid_input_has_its_number_of_lines_and_the_model_that_all_name() -> 
     assert check(line(1, body={})).model is None
 
 
+@pytest.mark.parametrize("model", ["a\0b", "x" * 257, 5])
+def test_what_no_model_can_be_called_is_not_told_as_the_batchs_model(model: Any) -> None:
+    seen = check(line(1, body={"model": model}))
+    assert (seen.end(), seen.model) == ([], None)
+
+
 def test_every_fault_is_told_with_its_line_and_a_custom_id_that_comes_twice() -> None:
     assert faults(line(1), b"no", b"", line(1), line(2, method="PUT")) == [
         ("invalid_json_line", None, 2),

@@ -215,7 +215,7 @@ def test_a_sound_is_no_picture_though_its_file_begins_as_some_do() -> None:
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]},
             "messages[0].tool_calls[0].function.arguments",
         ),
-        ({"messages": [USER] * 1_001}, "messages: at most 1000"),
+        ({"messages": [USER] * 10_001}, "messages: at most 10000"),
         ({"options": {"stop": ["a"] * 5}}, "options.stop: at most 4"),
         ({"options": {"top_p": 2}}, "options.top_p: must be at most 1"),
         ({"options": {"num_predict": 1.5}}, "options.num_predict"),

@@ -98,7 +98,7 @@ def test_every_kind_of_message_is_taken(message: JsonObject) -> None:
         {"functions": [{"name": "f"}], "function_call": "auto"},
         {"max_tokens": 1, "max_completion_tokens": 1},
         {"metadata": {"chat": {"id": [1, 2]}}},
-        {"messages": [{"role": "user", "content": "x"}] * 1_000},
+        {"messages": [{"role": "user", "content": "x"}] * 10_000},
         {"temperature": 2, "top_p": 1, "presence_penalty": -2.0, "frequency_penalty": 2},
         {"best_of": 1},
         {"modalities": ["text"], "reasoning_effort": "low", "service_tier": "auto", "store": False},
@@ -193,7 +193,7 @@ def test_pictures_cost_the_same_however_large_their_data() -> None:
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice", "none"),
         ({"tools": [TOOL], "tool_choice": {}}, "tool_choice.type", "required"),
         ({"messages": []}, "messages", "1"),
-        ({"messages": [{"role": "user", "content": "x"}] * 1_001}, "messages", "1000"),
+        ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages", "10000"),
         ({"messages": "hello"}, "messages", "list"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'user'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
@@ -236,6 +236,13 @@ def test_what_is_not_allowed_is_refused_with_the_field_and_the_limit(
 @pytest.mark.parametrize("missing", ["model", "messages"])
 def test_what_is_missing_is_named(missing: str) -> None:
     assert refused(orjson.dumps({key: HELLO[key] for key in HELLO if key != missing})).param == missing
+
+
+def test_a_file_by_id_is_refused_since_at_the_upstream_it_would_be_the_operators() -> None:
+    part = {"type": "file", "file": {"file_id": "file-1"}}
+    failure = refused(orjson.dumps({"model": "m", "messages": [{"role": "user", "content": [part]}]}))
+    assert failure.param == "messages[0].content[0].file.file_id"
+    assert "file_data" in failure.message
 
 
 @pytest.mark.parametrize(

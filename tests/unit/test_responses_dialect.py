@@ -25,6 +25,7 @@ from gateway.dialects.responses_input import (
     response_request,
 )
 from gateway.dialects.responses_output import recorded_response, whole_response
+from gateway.dialects.responses_schema import MAX_ITEMS
 from gateway.dialects.responses_stream import ResponseShape
 from tests.support.published import published
 from tests.support.say import Frame, frames
@@ -202,6 +203,10 @@ def test_items_become_messages_and_items_again(items: list[JsonObject], messages
             "input[0].content[0].file_url",
         ),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "input"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
+            "input[0].content[0].file_data",
+        ),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
@@ -226,6 +231,10 @@ def test_a_fault_is_named_where_it_stands(fields: JsonObject, param: str) -> Non
         asked(**fields)
     assert caught.value.failure.param == param
     assert param in caught.value.failure.message
+
+
+def test_as_many_items_as_the_description_allows_are_taken() -> None:
+    assert len(asked(input=[{"role": "user", "content": "x"}] * MAX_ITEMS).body["messages"]) == MAX_ITEMS
 
 
 def test_a_schema_that_is_too_large_is_named_where_it_stands() -> None:

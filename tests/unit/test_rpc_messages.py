@@ -151,7 +151,10 @@ def test_a_prompt_without_words_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (pb.ChatRequest(model="m", messages=[user(extra_json=b"{")] * 1_001), "messages: at most 1000 entries, 1001"),
+        (
+            pb.ChatRequest(model="m", messages=[user(extra_json=b"{")] * 10_001),
+            "messages: at most 10000 entries, 10001",
+        ),
         (
             pb.ChatRequest(
                 model="m", messages=[pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(extra_json=b"{")] * 129)]
