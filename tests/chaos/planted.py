@@ -50,7 +50,7 @@ FAULTS: Final = (
         "leases are not renewed in time",
         "quiet",
         "nothing had happened to it",
-        (Change("workers/engine.py", "self._options.lease_s / 3", "self._options.lease_s * 3"),),
+        (Change("workers/lease.py", "self._lease_s / BEATS_A_LEASE", "self._lease_s * BEATS_A_LEASE"),),
     ),
     Planted(
         "the reaper takes from the living",
@@ -79,7 +79,7 @@ FAULTS: Final = (
     Planted(
         "the stream's end comes after the state, in a step of its own",
         "killed",
-        "has 0 ends",
+        "(o) was written by an attempt that was over",  # of every job; `has 0 ends` only where a kill came between
         (
             Change(SETTLE, "redis.pcall('XADD', stream, fence .. '-' .. outcome_seq, 'o', outcome)", "'0-0'"),
             Change(

@@ -45,7 +45,7 @@ class Scene:
                 tree=tree,
                 lease_s=LEASE_S,
                 disconnect_grace_s=10,
-                drain_s=3,
+                drain_s=10,
                 worker_concurrency=numbers.get("worker_concurrency", 64),
             )
         )

@@ -177,10 +177,15 @@ def test_a_hundred_racers_at_all_gateways_make_one_job(fleet: Fleet, client: htt
         headers = {"Authorization": f"Bearer {OTHER_KEY}", **once}
         async with httpx.AsyncClient(headers=headers, timeout=30, limits=limits) as caller:
             given = {"endpoint": CHAT, "body": chat(words="one winner")}
-            calls = (caller.post(fleet.url(n % 2) + "/v1/jobs", json=given) for n in range(RACERS))
-            answers = await asyncio.gather(*calls)
-        assert {answer.status_code for answer in answers} == {202}
-        return {answer.json()["id"] for answer in answers}
+
+            async def ask(url: str) -> str:
+                # On a crowded machine the answer may be "later" (503), and who asks again is one more racer.
+                while (answer := await caller.post(url, json=given)).status_code == 503:
+                    assert answer.json()["error"]["code"] in {"ledger_unavailable", "store_unavailable"}
+                assert answer.status_code == 202
+                return answer.json()["id"]
+
+            return set(await asyncio.gather(*(ask(fleet.url(n % 2) + "/v1/jobs") for n in range(RACERS))))
 
     for _ in range(TRIALS):
         assert len(asyncio.run(race(key()))) == 1
