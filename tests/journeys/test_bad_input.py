@@ -80,7 +80,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": None}, "messages"),
     ({"messages": "hi"}, "messages"),
-    ({"messages": [{"role": "user", "content": "x"}] * 1_001}, "messages"),
+    ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
