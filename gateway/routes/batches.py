@@ -20,7 +20,8 @@ from gateway.docs.files import BATCHES, CANCEL_BATCH, CREATE_BATCH
 from gateway.http import read_body
 from gateway.idempotency import parse_key, reused
 from gateway.parts import Parts
-from gateway.routes.files import limit_of, no_such_file
+from gateway.routes.files import no_such_file
+from gateway.routes.jobs import limit_of
 from gateway.routes.plain import PlainRoute
 
 MOST_LISTED: Final = 100

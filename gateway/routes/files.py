@@ -19,6 +19,7 @@ from gateway.dialects.files import file_object, page_object
 from gateway.docs.files import CREATE_FILE, DELETE_FILE, FILE, FILE_CONTENT, FILES
 from gateway.files import pieces
 from gateway.parts import Parts
+from gateway.routes.jobs import limit_of
 from gateway.routes.plain import PlainRoute
 from gateway.uploads import receive_file
 
@@ -99,13 +100,6 @@ async def _page(parts: Parts, principal: Principal, request: Request) -> JsonObj
     )
     shown = found[:most]
     return page_object(shown, [file_object(file) for file in shown], has_more=len(found) > most)
-
-
-def limit_of(text: str, most: int) -> int:
-    """How many a page may have. Raises BadRequest."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= most):
-        raise BadRequest(f"limit: a number from 1 to {most} is expected.", param="limit")
-    return int(text[:6])
 
 
 def _json(document: JsonObject) -> Response:

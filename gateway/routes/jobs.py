@@ -200,10 +200,10 @@ def _position(request: Request) -> Position | None:
         raise BadRequest(form, param="Last-Event-ID") from None
 
 
-def limit_of(text: str) -> int:
+def limit_of(text: str, most: int = MOST_LISTED) -> int:
     """How many a page may have. Raises BadRequest."""
-    if not (text.isascii() and text.isdigit() and len(text) <= MOST_LIMIT_DIGITS and 1 <= int(text) <= MOST_LISTED):
-        raise BadRequest(f"limit: a number from 1 to {MOST_LISTED} is expected.", param="limit")
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_LIMIT_DIGITS and 1 <= int(text) <= most):
+        raise BadRequest(f"limit: a number from 1 to {most} is expected.", param="limit")
     return int(text)
 
 

@@ -61,7 +61,7 @@ def test_a_waiting_job_tells_its_place(client: httpx.Client) -> None:
 
 
 def test_the_list_is_newest_first_in_pages_without_gap_or_double(client: httpx.Client) -> None:
-    mine = [submit(client, chat(words=f"w{number}")) for number in range(7)]
+    mine = [submit(client, chat(words=f"w{number}")) for number in range(9)]
     seen: list[str] = []
     after: dict[str, str] = {}
     while len(seen) < len(mine):
