@@ -1,6 +1,9 @@
 set shell := ["/bin/sh", "-eu", "-c"]
 set positional-arguments := true
 
+# Some images forbid Python to keep what it compiled; then every process that a test starts compiles all of it again
+export PYTHONDONTWRITEBYTECODE := ""
+
 # Show this list
 [private]
 default:

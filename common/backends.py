@@ -6,6 +6,7 @@ Slots are leases, never counters: whatever a dead worker held comes back when it
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Final
 
 from common import keys
@@ -61,6 +62,14 @@ class BackendSlots:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """How long an API key is not to be used yet, and why, in a word."""
+
+    left_ms: int
+    why: str
+
+
 class KeyStates:
     """Which of a backend's API keys rest, told by their digests. Every method may raise StoreUnavailable."""
 
@@ -80,11 +89,16 @@ class KeyStates:
                 (digest, for_ms, why[:REASON_MOST_CHARACTERS]),
             )
 
-    async def read(self, backend: str) -> dict[str, int]:
-        """Milliseconds from now until each resting key may be used again, by digest; usable ones are left out."""
+    async def read(self, backend: str) -> dict[str, Rest]:
+        """The keys that rest, by digest; usable ones are left out."""
         now_ms, rows = await _hash(self._store, keys.backend_keys(backend))
-        left = {digest: int(row.partition(b" ")[0]) - now_ms for digest, row in rows.items()}
-        return {digest: left_ms for digest, left_ms in left.items() if left_ms > 0}
+        rests = {digest: _rest(row, now_ms) for digest, row in rows.items()}
+        return {digest: rest for digest, rest in rests.items() if rest.left_ms > 0}
+
+
+def _rest(row: bytes, now_ms: int) -> Rest:
+    until_ms, _, why = row.partition(b" ")
+    return Rest(int(until_ms) - now_ms, why.decode(errors="replace"))
 
 
 async def _hash(store: Store, key: str) -> tuple[int, dict[str, bytes]]:

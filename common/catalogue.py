@@ -23,7 +23,7 @@ class Row(BaseModel):
 class Target(Row):
     """One place where a public model can be had: a backend, and the model's name there.
 
-    Targets are tried in order; neighbours that have the same `weight` share the load. `context_tokens`: where it is
+    Targets are tried in order; neighbours that have a `weight` share the load by it. `context_tokens`: where it is
     another here than the model's.
     """
 

@@ -57,6 +57,8 @@ HOSTED_URLS: Final[dict[str, str]] = {
 }
 # The version at the end of an address that people copy: paths name it themselves.
 _VERSIONS: Final = {"gemini": "/v1beta", "cohere": "/v2"}
+# The kinds whose `options.path` says what stands in their paths for OpenAI's /v1.
+_PATHED: Final = frozenset({"openai", "vllm", "llamacpp"})
 ClassName = Literal["interactive", "standard", "batch"]
 TENANT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -98,13 +100,26 @@ class Backend(Row):
     def _reachable(self) -> Self:
         if self.kind != "echo" and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"backend {self.name!r}: base_url must begin with http:// or https://")
+        if self._has_path and not isinstance(self.options["path"], str):
+            raise ValueError(f"backend {self.name!r}: options.path must be a text, as '' or '/v3'")
         return self
 
     @property
     def url(self) -> str:
         """The base URL without a trailing slash and without its version; a hosted kind's own where none is given."""
-        url = self.base_url or HOSTED_URLS.get(self.kind, "")
-        return url.rstrip("/").removesuffix(_VERSIONS.get(self.kind, "/v1"))
+        url = (self.base_url or HOSTED_URLS.get(self.kind, "")).rstrip("/")
+        return url if self._has_path else url.removesuffix(_VERSIONS.get(self.kind, "/v1"))
+
+    @property
+    def _has_path(self) -> bool:
+        return self.kind in _PATHED and "path" in self.options
+
+    def path_of(self, endpoint: str) -> str:
+        """The path below `url` of an endpoint of OpenAI's (`/v1/…`); where `options.path` is set, that for the /v1."""
+        if not self._has_path or not endpoint.startswith("/v1/"):
+            return endpoint
+        path: str = self.options["path"].strip("/")
+        return f"{'/' if path else ''}{path}{endpoint.removeprefix('/v1')}"
 
 
 class Tenant(Row):

@@ -165,19 +165,33 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job ended badly: a stable code, a sentence for people, and the field at fault where there is one."""
+    """Why a job ended badly: a stable code, a sentence for people, and the field at fault where there is one.
+
+    `upstream_code`: what a server of OpenAI's dialect that refused the request as it is calls the reason.
+    """
 
     code: str
     message: str
     param: str | None = None
     retry_after_s: float | None = None
+    upstream_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTarget:
+    """A backend and its model that a job's last attempt got no answer from, and the error's code."""
+
+    backend: str
+    model: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a job ended. `timings_ms`: queued, first_token (both from acceptance), total.
 
-    `model`: the public model that answered, where it was another than the job's.
+    `model`: the public model that answered, where it was another than the job's; `upstream_model`: that model's name at
+    the `backend`. `failed_targets`: those that its last attempt asked, or could not ask, in vain.
     """
 
     status: State
@@ -187,6 +201,8 @@ class Outcome:
     timings_ms: dict[str, int] = field(default_factory=dict[str, int])
     backend: str = ""
     model: str = ""
+    upstream_model: str = ""
+    failed_targets: list[FailedTarget] = field(default_factory=list[FailedTarget])
 
     def encode(self) -> bytes:
         """The outcome as JSON bytes, as the stream's last entry carries it."""
@@ -201,6 +217,8 @@ class Outcome:
             fields["usage"] = made(Usage, fields["usage"])
         if fields["failure"] is not None:
             fields["failure"] = made(Failure, fields["failure"])
+        if fields.get("failed_targets"):
+            fields["failed_targets"] = [made(FailedTarget, one) for one in fields["failed_targets"]]
         return made(cls, fields)
 
 
@@ -223,7 +241,7 @@ class Position:
         return cls(int(fence), int(seq))
 
 
-Made = TypeVar("Made", "Job", "Outcome", "Usage", "Failure")
+Made = TypeVar("Made", "Job", "Outcome", "Usage", "Failure", "FailedTarget")
 
 
 def made(of: type[Made], fields: JsonObject) -> Made:

@@ -44,7 +44,7 @@ class BadRequest(CallerError):
 
 
 class Unauthenticated(CallerError):
-    """Incorrect API key provided, or none. Send it as 'Authorization: Bearer <key>'."""
+    """Incorrect API key provided, or none. Send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'."""
 
     code = "invalid_api_key"
 
@@ -189,6 +189,14 @@ class UpstreamRefused(UpstreamError):
 
     code = "upstream_refused"
     retryable = False
+
+
+class UpstreamModelMissing(UpstreamRefused):
+    """The model's server does not have this model."""
+
+
+class UpstreamUnsupported(UpstreamRefused):
+    """Servers of this kind cannot do what was asked; none was called."""
 
 
 class ContextTooLong(UpstreamRefused):

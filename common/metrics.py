@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from socket import create_connection
+from threading import Thread
 from time import perf_counter
 from typing import Final
 
@@ -62,7 +64,13 @@ class Group:
         server, thread = start_http_server(port, addr=host, registry=self.registry)
 
         def stop() -> None:
-            server.shutdown()
+            ending = Thread(target=server.shutdown)
+            ending.start()
+            # It looks for that order only twice a second, and whenever somebody connects.
+            while ending.is_alive():
+                with suppress(OSError):
+                    create_connection((host, port), timeout=0.1).close()
+                ending.join(0.01)
             server.server_close()
             thread.join()
 

@@ -8,8 +8,9 @@ has either all of the scripts or none: were one forgotten alone, its calls would
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from hashlib import sha1
 from importlib import resources
 from typing import Any, Final, cast
@@ -71,8 +72,9 @@ class Script:
         self.digest = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-def load_scripts() -> dict[str, Script]:
-    """Every script of `common/lua`, by its file's name."""
+@cache
+def load_scripts() -> Mapping[str, Script]:
+    """Every script of `common/lua`, by its file's name; read once."""
     names = (item.name.removesuffix(".lua") for item in (resources.files("common") / "lua").iterdir())
     return {name: Script(name) for name in sorted(names)}
 

@@ -94,11 +94,15 @@ class StreamStore:
         names = (keys.job(pool, job_id), keys.abandoned(pool))
         return (await self._store.call("subscribe", keys.pool_prefix(pool), names, (job_id, gateway))) != b""
 
-    async def unsubscribe(self, job_id: str, gateway: str) -> None:
-        """Stops the frames; a job that wants it is cancelled after the grace when no reader is left. Safe to repeat."""
+    async def unsubscribe(self, job_id: str, gateway: str, *, at_once: bool = False) -> None:
+        """Stops the frames; a job that wants it is cancelled after the grace when no reader is left. Safe to repeat.
+
+        `at_once`: the grace is over now.
+        """
         pool = _pool(job_id)
         names = (keys.job(pool, job_id), keys.abandoned(pool))
-        await self._store.call("unsubscribe", keys.pool_prefix(pool), names, (job_id, gateway, self._grace_ms))
+        grace_ms = 0 if at_once else self._grace_ms
+        await self._store.call("unsubscribe", keys.pool_prefix(pool), names, (job_id, gateway, grace_ms))
 
     async def after(self, job_id: str, position: Position | None, *, most: int = 500) -> list[Entry]:
         """The stream's entries after a position (from the start for None), oldest first."""

@@ -14,7 +14,6 @@ from common.errors import (
     StoreFull,
     StoreUnavailable,
     StoreUntouched,
-    TenantQueueFull,
     WaitTooLong,
 )
 from common.queue import Admitted, Queue, Submitted
@@ -22,6 +21,7 @@ from gateway.auth import Principal
 from gateway.dialects.native import Asked, JobOptions
 from gateway.estimates import Estimates
 from gateway.idempotency import fingerprint, key_digest, reused
+from gateway.limits import TenantFull
 from gateway.models import Models
 from gateway.pressure import Pressure, store_full
 from gateway.withdrawal import Withdrawals
@@ -182,8 +182,7 @@ def refusal_of(admitted: Admitted, job: Job) -> HeadraceError:
         case Submitted.OTHER_BODY:
             return reused()
         case Submitted.TENANT_FULL:
-            text = f"{admitted.ahead} of your jobs wait already; try again when some have run."
-            return TenantQueueFull(text, retry_after_s=_until_some_have_run(admitted))
+            return TenantFull(admitted, _until_some_have_run(admitted))
         case Submitted.TOO_LATE:
             wait_s, deadline_s = (admitted.wait_ms or 0) / 1000, job.deadline_in_ms / 1000
             text = f"About {wait_s:.0f} s would pass before this job begins, and its deadline is in {deadline_s:.0f} s."

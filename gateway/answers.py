@@ -15,7 +15,8 @@ from common.contracts import Failure, Job, Outcome, State
 from common.errors import HeadraceError, InternalError
 from common.queue import Place, Record
 from common.stream import EVENTS, OTHER_MODEL, OUTCOME, Entry
-from gateway.dialects.surfaces import answered_by, surface_of
+from gateway.dialects.surfaces import answered_by, shape_of, surface_of
+from gateway.limits import Room
 from gateway.parts import Parts
 from gateway.readers import Subscription, Waiter
 from gateway.relay import EventStream, Relay, has_substance, stored_frames
@@ -54,12 +55,17 @@ def refusal(failure: Failure, job: Job, headers: dict[str, str]) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A job's stream with a reader at its beginning; whoever has it closes the reader."""
+    """A job's stream with a reader at its beginning; whoever has it closes the reader. `room`: of a job just made."""
 
     reader: Subscription
     job: Job
     created_ms: int
     headers: dict[str, str]
+    room: Room | None = None
+
+    def told(self, now_s: float) -> dict[str, str]:
+        """The headers of an answer that begins now."""
+        return {**self.headers, **self.room.headers(now_s)} if self.room else self.headers
 
 
 async def open_stream(parts: Parts, job: Job) -> Opened | Record:
@@ -74,7 +80,8 @@ async def open_stream(parts: Parts, job: Job) -> Opened | Record:
         reader.close()
         raise
     if admitted.job_id == job.id:
-        return Opened(reader, job, admitted.created_ms, {**job_headers(job.id), **choice_headers(job)})
+        headers = {**job_headers(job.id), **choice_headers(job)}
+        return Opened(reader, job, admitted.created_ms, headers, Room(admitted, job, parts.clock.monotonic_s()))
     reader.close()
     return await _attached_stream(parts, admitted.job_id)
 
@@ -95,13 +102,14 @@ async def _begun(parts: Parts, opened: Opened) -> Response:
     """The stream, once there is a first token, or once the status can't wait any longer."""
     reader, job = opened.reader, opened.job
     first = await first_entries(reader, parts.settings.status_wait_s)
+    headers = opened.told(parts.clock.monotonic_s())
     failure = early_failure(first)
     if failure is not None:
         reader.close()
-        return refusal(failure, job, opened.headers)
-    shape = surface_of(job).shape(as_begun(job, first), opened.created_ms // 1000)
+        return refusal(failure, job, headers)
+    shape = shape_of(as_begun(job, first), opened.created_ms, parts.clock.now_ms)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
-    all_headers = {**opened.headers, **place_headers(reader.place)}
+    all_headers = {**headers, **place_headers(reader.place)}
     return EventStream(parts.hub, relay.bytes(first), all_headers, media_type=shape.media_type)
 
 
@@ -130,7 +138,7 @@ def _stored_stream(parts: Parts, record: Record, headers: dict[str, str]) -> Res
     outcome, job = record.outcome, answered_by(record.job, record.outcome)
     if outcome is None or outcome.status is not State.SUCCEEDED or not record.result:
         return refusal(why(outcome), job, headers)
-    shape = surface_of(job).shape(job, record.created_ms // 1000)
+    shape = shape_of(job, record.created_ms, lambda: record.created_ms)
     frames = stored_frames(shape, record.fence, outcome, record.result)
     return EventStream(parts.hub, frames, headers, media_type=shape.media_type)
 
@@ -203,7 +211,7 @@ async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
         return refusal(failure or why(None), ended.job, ended.headers)
     body = await shaped(result, surface_of(ended.job).whole, ended.job, ended.created_ms // 1000, result)
     if (timed := surface_of(ended.job).timed) is not None:
-        body = timed(body, ended.outcome)
+        body = timed(body, ended.outcome, ended.created_ms)
     return Response(body, 200, ended.headers, "application/json")
 
 
@@ -211,20 +219,25 @@ async def whole_answer(parts: Parts, job: Job, request: Request) -> Response:
 class Awaited:
     """A job in the queue whose end is waited for here; whoever has it leaves the waiter afterwards.
 
-    `own`: it was made for this request, and not for an earlier one with the same idempotency key.
+    `room`: of a job made for this request.
     """
 
     job: Job
     created_ms: int
     waiter: Waiter
     limit_s: float
-    own: bool
+    room: Room | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether it was made for this request, and not for an earlier one with the same idempotency key."""
+        return self.room is not None
 
 
-async def wait_for_end(parts: Parts, job: Job, request: Request | None) -> Ended | None:
+async def wait_for_end(parts: Parts, job: Job, request: Request) -> Ended | None:
     """The end of this job, now admitted, or of the one that its idempotency key names; None where the caller hung up.
 
-    Without a request nobody looks for that: whoever leaves cancels the call. Raises what `Admission.admit` raises.
+    Raises what `Admission.admit` raises.
     """
     awaited = await await_end(parts, job)
     try:
@@ -240,7 +253,8 @@ async def await_end(parts: Parts, job: Job) -> Awaited:
     try:
         admitted = await parts.admission.admit(job, gateway=parts.hub.id)
         if admitted.job_id == job.id:
-            return Awaited(job, admitted.created_ms, waiter, job.deadline_in_ms / 1000 + LATE_S, own=True)
+            room = Room(admitted, job, parts.clock.monotonic_s())
+            return Awaited(job, admitted.created_ms, waiter, job.deadline_in_ms / 1000 + LATE_S, room)
     except BaseException:
         parts.hub.leave(waiter)
         raise
@@ -261,14 +275,15 @@ async def _attached_end(parts: Parts, job_id: str) -> Awaited:
     except BaseException:
         parts.hub.leave(waiter)
         raise
-    return Awaited(record.job, record.created_ms, waiter, max(0.0, left_s) + LATE_S, own=False)
+    return Awaited(record.job, record.created_ms, waiter, max(0.0, left_s) + LATE_S)
 
 
 async def ended(parts: Parts, awaited: Awaited) -> Ended:
     """How the job ended, whose end has come. Raises InternalError where its record is gone."""
     job = awaited.job
     outcome, result = await _end_of(parts, job.id, awaited.waiter)
-    headers = {**job_headers(job.id), **choice_headers(job), **({} if awaited.own else REPLAYED)}
+    told = awaited.room.headers(parts.clock.monotonic_s()) if awaited.room else REPLAYED
+    headers = {**job_headers(job.id), **choice_headers(job), **told}
     return Ended(answered_by(job, outcome), awaited.created_ms, outcome, result, headers)
 
 
@@ -291,14 +306,13 @@ async def _end_of(parts: Parts, job_id: str, waiter: Waiter) -> tuple[Outcome, b
     return record.outcome, record.result or None
 
 
-async def _end_or_hangup(waiter: Waiter, request: Request | None, limit_s: float) -> bool:
+async def _end_or_hangup(waiter: Waiter, request: Request, limit_s: float) -> bool:
     try:
-        async with asyncio.timeout(PATIENCE_S if request else limit_s):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.shield(waiter.end)
             return True
     except TimeoutError:
-        if request is None:
-            raise not_ended() from None
+        pass
     hangup = asyncio.ensure_future(hung_up(request))
     try:
         ends: list[asyncio.Future[object]] = [waiter.end, hangup]  # pyright: ignore[reportAssignmentType]

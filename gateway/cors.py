@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from gateway.limits import ANTHROPIC_LIMITS, OPENAI_LIMITS
+
 RawHeaders = list[tuple[bytes, bytes]]
 
 # A browser remembers for so long what it may send.
@@ -21,8 +23,8 @@ _ALLOWED_PREFIXED: Final = re.compile(r"(?:x-stainless-|x-headrace-)[a-z0-9-]{1,
 _EXPOSED: Final = (
     b"x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, openai-processing-ms, location, "
     b"x-headrace-job-id, x-headrace-durability, x-headrace-model, x-headrace-choice-reason, x-headrace-replayed, "
-    b"x-headrace-queue-position, x-headrace-estimated-wait-ms"
-)
+    b"x-headrace-queue-position, x-headrace-estimated-wait-ms, "
+) + ", ".join((*OPENAI_LIMITS, *ANTHROPIC_LIMITS)).encode()
 
 
 class Cors:

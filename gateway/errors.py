@@ -14,11 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from starlette.types import Scope
 from structlog.contextvars import get_contextvars
 
 from common.contracts import Failure, JsonObject
 from common.errors import HeadraceError
 from common.metrics import GatewayMetrics
+from gateway.limits import TenantFull
 
 Headers = dict[str, str]
 
@@ -64,6 +66,7 @@ TABLE: Final = {
     "stream_expired": Row(410),
     "stream_lost": Row(410),
     "request_too_large": Row(413),
+    "answer_too_large": Row(413),
     "unsupported_media_type": Row(415),
     "idempotency_key_reused": Row(422),
     "headers_too_large": Row(431),
@@ -110,9 +113,9 @@ def row_of(code: str) -> Row:
 
 
 def error_fields(failure: Failure) -> JsonObject:
-    """OpenAI's error: four keys, all of them always there."""
+    """OpenAI's error: four keys, all of them always there. Where a model's server had its own code, that is told."""
     row = row_of(failure.code)
-    code = _shown_code(failure) if row.sent == "" else row.sent
+    code = failure.upstream_code or (_shown_code(failure) if row.sent == "" else row.sent)
     return {"message": failure.message, "type": row.type, "param": failure.param, "code": code}
 
 
@@ -171,15 +174,24 @@ def speaks_anthropic(path: str) -> bool:
     return path == _MESSAGES or path.startswith(_MESSAGES + "/")
 
 
-def asks_anthropic(request: Request) -> bool:
+# By these paths OpenAI's clients ask as well as Anthropic's.
+_SHARED: Final = ("/v1/models", "/v1/files")
+
+
+def asks_anthropic(scope: Scope) -> bool:
     """Whether a client of Anthropic's asks, where others ask by the same path."""
-    return any(name == b"anthropic-version" for name, _ in request.scope["headers"])
+    return any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 
-def _surface(request: Request) -> str:
-    """The path whose callers expect their errors as this one does: models are listed for more than one kind."""
-    path: str = request.scope["path"]
-    return _MESSAGES if path.startswith("/v1/models") and asks_anthropic(request) else path
+def expects_anthropic(scope: Scope) -> bool:
+    """Whether this request's caller expects Anthropic's errors and headers."""
+    path: str = scope["path"]
+    return speaks_anthropic(path) or (path.startswith(_SHARED) and asks_anthropic(scope))
+
+
+def answer_in(scope: Scope, failure: Failure, *, extra: Headers | None = None) -> Response:
+    """A failure as the answer that this request's caller expects."""
+    return answer(failure, _MESSAGES if expects_anthropic(scope) else scope["path"], extra=extra)
 
 
 def ollama_error_object(failure: Failure) -> bytes:
@@ -249,7 +261,9 @@ def install(app: FastAPI, metrics: GatewayMetrics, routers: Sequence[APIRouter] 
     async def on_headrace_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HeadraceError)
         metrics.refused(error.failure.code)
-        return answer(error.failure, _surface(request))
+        anthropic = expects_anthropic(request.scope)
+        told = error.headers(anthropic=anthropic) if isinstance(error, TenantFull) else None
+        return answer_in(request.scope, error.failure, extra=told)
 
     routes = [one for router in (app, *routers) for one in router.routes if isinstance(one, Route)]
 
@@ -282,7 +296,7 @@ def _http_answer(request: Request, error: HTTPException) -> Response:
         "unknown_url": f"Unknown request URL: {request.method} {path[:128]}.",
         "method_not_allowed": f"{request.method} is not allowed here.",
     }.get(code, "The request cannot be served as it is.")
-    return answer(Failure(code, text), path, extra=dict(error.headers or {}))
+    return answer_in(request.scope, Failure(code, text), extra=dict(error.headers or {}))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -290,4 +304,4 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     fault: JsonObject = error.errors()[0]
     # FastAPI's location begins with where the field stands: path, query, header.
     param = ".".join(str(step) for step in fault["loc"][1:])[:64] or None
-    return answer(Failure("invalid_request", f"{param}: {fault['msg']}.", param), request.scope["path"])
+    return answer_in(request.scope, Failure("invalid_request", f"{param}: {fault['msg']}.", param))

@@ -8,9 +8,8 @@ from typing import Any, Final, cast
 from common.catalogue import Capability, Model
 from common.contracts import JsonObject
 from common.errors import BadRequest
+from common.lengths import likely_fits, surely_too_long
 
-# A prompt is estimated at four characters a token. What is surely too long is so at eight, which no text reaches.
-SURELY: Final = 2
 TOO_LONG: Final = "context_length_exceeded"
 UNSUPPORTED: Final = "unsupported_parameter"
 
@@ -79,16 +78,15 @@ def unfit(name: str, model: Model, body: JsonObject, prompt_tokens: int) -> BadR
     if model.max_tokens is not None and limit is not None and limit > model.max_tokens:
         text = f"{field}: at most {model.max_tokens} for this model, {limit} were asked for."
         return BadRequest(text, param=field)
-    if (context := model.longest_context) is not None:
-        if prompt_tokens // SURELY + (limit or 1) > context:
-            return too_long(context, prompt_tokens, field, limit)
+    context = model.longest_context
+    if context is not None and surely_too_long(context, prompt_tokens, limit):
+        return too_long(context, prompt_tokens, field, limit)
     return _incapable(name, model, body)
 
 
 def fits(model: Model, prompt_tokens: int, answer_tokens: int) -> bool:
     """Whether prompt and answer are likely to fit, each as it was estimated."""
-    context = model.longest_context
-    return context is None or prompt_tokens + answer_tokens <= context
+    return likely_fits(model.longest_context, prompt_tokens, answer_tokens)
 
 
 def too_long(context: int, prompt_tokens: int, field: str, limit: int | None) -> BadRequest:

@@ -24,7 +24,7 @@ from common.contracts import Failure
 from common.errors import CallerError, TooLarge
 from common.metrics import GatewayMetrics
 from gateway.cors import Cors, RawHeaders
-from gateway.errors import answer, speaks_anthropic
+from gateway.errors import answer, answer_in, expects_anthropic
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +147,7 @@ class Edge:
         try:
             failure = check_head(scope)
             if failure is not None:
-                last = answer(failure, scope["path"], extra={"connection": "close"})
+                last = answer_in(scope, failure, extra={"connection": "close"})
                 await last(scope, receive, answering.send)
             elif scope["method"] == "OPTIONS" and self._cors.asks(scope["headers"]):
                 await answering.send_empty(204, self._cors.preflight(scope["headers"]))
@@ -164,7 +164,7 @@ class Edge:
                 await answering.abort()
                 return
             text = "Something went wrong on our side."
-            await answer(Failure("internal_error", text), scope["path"])(scope, receive, answering.send)
+            await answer_in(scope, Failure("internal_error", text))(scope, receive, answering.send)
 
 
 class Answering:
@@ -189,7 +189,7 @@ class Answering:
             spent_ms = int((time.perf_counter() - self.started_s) * 1000)
             headers.append((b"x-request-id", self._scope["headrace.request_id"].encode()))
             headers.append((b"openai-processing-ms", b"%d" % spent_ms))
-            if speaks_anthropic(self._scope["path"]):
+            if expects_anthropic(self._scope):
                 headers.append((b"request-id", self._scope["headrace.request_id"].encode()))
             headers += self._cors.headers(self._scope["headers"])
             if self.status in _LAST_WORDS:

@@ -170,6 +170,23 @@ class Hub:
             log.warning("hub.unsubscribe_failed", job_id=job_id, error=error.failure.message)
             self._owed.add(job_id)
 
+    async def give_up(self, job_id: str) -> None:
+        """Nobody comes back for this job: without another reader, here or elsewhere, it ends now, not after the grace.
+
+        One that goes on without readers is left alone.
+        """
+        if job_id.encode() in self._here:
+            return
+        try:
+            await self.streams.unsubscribe(job_id, self.id, at_once=True)
+            if job_id.encode() in self._here:
+                await self.streams.subscribe(job_id, self.id)
+            else:
+                await self._queue.cancel(job_id, unread=True)
+        except LaterError as error:
+            log.warning("hub.give_up_failed", job_id=job_id, error=error.failure.message)
+            self._owed.add(job_id)
+
     def _add(self, reader: Reader) -> Reader:
         self._here.setdefault(reader.job_id.encode(), []).append(reader)
         return reader

@@ -30,6 +30,7 @@ from common.outbox import Outbox
 from common.queue import Queue, Retention
 from common.store import Store
 from common.stream import StreamStore
+from common.tokens import TokenCounter
 from gateway import errors
 from gateway.admission import Admission
 from gateway.auth import Auth
@@ -94,6 +95,7 @@ def build(parts: Parts, rpc: RpcServer | None = None) -> FastAPI:
         await parts.withdrawals.close()
         await parts.pressure.close()
         await parts.hub.close()
+        parts.tokens.close()
 
     # A redirect to the address without its last slash would name the host that the caller wrote.
     app = FastAPI(
@@ -162,6 +164,7 @@ def open_parts(settings: Settings, store: Store) -> Parts:
         journal=journal,
         listing=Listing(Outbox(store), settings.all_pools, ledger),
         prices=prices,
+        tokens=TokenCounter(),
         database=database,
         files=stored,
         batches=made,

@@ -14,6 +14,7 @@ from common.metrics import GatewayMetrics
 from common.queue import Queue
 from common.store import Store
 from common.stream import StreamStore
+from common.tokens import TokenCounter
 from gateway.admission import Admission
 from gateway.auth import Auth
 from gateway.batches.runner import Runner
@@ -46,6 +47,7 @@ class Parts:
     journal: Journal
     listing: Listing
     prices: Prices
+    tokens: TokenCounter
     database: Database
     files: FilesLedger
     batches: BatchesLedger

@@ -38,7 +38,7 @@ class Prices:
             return None
         if row.price is not None:
             return round(_own_cost(row.price, outcome.usage), 9)
-        target = next((target for target in row.targets if target.backend == outcome.backend), None)
+        target = _answering(row, outcome)
         cost = None if target is None else self._listed(target, _priced(outcome.usage), created_ms)
         return None if cost is None else round(cost, 9)
 
@@ -67,6 +67,14 @@ class Prices:
         asked = ((usage.input_tokens, rated.input_mtok), (usage.output_tokens, rated.output_mtok))
         unknown = any(tokens and rate is None for tokens, rate in asked)
         return None if unknown else float(found.total_price)
+
+
+def _answering(row: Model, outcome: Outcome) -> Target | None:
+    """The target that answered. Records of older versions tell its backend alone, and mean its first model there."""
+    for target in row.targets:
+        if target.backend == outcome.backend and outcome.upstream_model in ("", target.model):
+            return target
+    return None
 
 
 def _own_cost(price: Price, usage: Usage) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from itertools import zip_longest
 from typing import Final
 
 import anyio
@@ -16,7 +17,9 @@ from common.contracts import Failure, JsonObject, OnInterrupt, Outcome, Position
 from common.errors import HeadraceError
 from common.metrics import GatewayMetrics
 from common.queue import Place
+from common.runs import in_one, in_order
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
+from gateway.dialects.responses_stream import ResponseShape
 from gateway.dialects.shape import EVENT_STREAM, Shape
 from gateway.http import HANG_UP
 from gateway.hub import Hub
@@ -167,17 +170,18 @@ def _nothing(*, at_once: bool = False) -> None:
 
 
 async def stored_frames(shape: Shape, fence: int, outcome: Outcome, result: bytes) -> AsyncGenerator[bytes, None]:
-    """A stored answer as a stream: each choice's whole message in one event, then its end, usage, and the last word."""
+    """A stored answer as a stream: what each choice said, in few events, then its end, usage, and the last word."""
     stored: JsonObject = orjson.loads(result)
-    deltas: list[JsonObject] = [
-        {"index": one["index"], "delta": one["message"], "finish_reason": None} for one in stored["choices"]
-    ]
+    # Other dialects find the order of a message's pieces in itself, or tell none.
+    pieces = in_order if isinstance(shape, ResponseShape) else in_one
+    said = zip_longest(*[pieces(one) for one in stored["choices"]])
+    deltas = [[{**one, "finish_reason": None} for one in together if one is not None] for together in said]
     ends: list[JsonObject] = [
         {"index": one["index"], "delta": {}, "finish_reason": one.get("finish_reason")} for one in stored["choices"]
     ]
-    events = [orjson.dumps({"choices": choices}) for choices in (deltas, ends)]
-    frames = shape.opening() + shape.events(Position(fence, 2), events)
-    yield frames + shape.end(Position(fence, 3), outcome, resumed=False)
+    events = [orjson.dumps({"choices": choices}) for choices in (*deltas, ends)]
+    frames = shape.opening() + shape.events(Position(fence, len(events)), events)
+    yield frames + shape.end(Position(fence, len(events) + 1), outcome, resumed=False)
 
 
 def has_substance(entries: list[Entry]) -> bool:

@@ -40,6 +40,7 @@ from gateway.answers import (
 )
 from gateway.dialects.completions import TextPart, joined, together
 from gateway.dialects.native import JobOptions
+from gateway.limits import as_last_left
 from gateway.parts import Parts
 from gateway.relay import EventStream, Relay, stored_frames
 
@@ -133,8 +134,9 @@ async def _cancel(parts: Parts, job_ids: Iterable[str]) -> None:
 
 
 def _headers(all_headers: Sequence[dict[str, str]]) -> dict[str, str]:
-    """Those of the first job, but for the jobs' ids: all of them, in the order of the prompts."""
-    return {**all_headers[0], JOB_ID: ", ".join(headers[JOB_ID] for headers in all_headers)}
+    """Those of the first job; but all jobs' ids, in the order of the prompts, and the limit as the last one left it."""
+    left = as_last_left(all_headers)
+    return {**all_headers[0], **left, JOB_ID: ", ".join(headers[JOB_ID] for headers in all_headers)}
 
 
 # --- streamed ---------------------------------------------------------------------------------------------------------
@@ -158,7 +160,8 @@ async def _begun(parts: Parts, opened: Sequence[Opened | Record], own: Sequence[
     """The stream, once the first of the jobs has a token, or once the status can't wait any longer."""
     leader = opened[0]
     first = await first_entries(leader.reader, parts.settings.status_wait_s) if isinstance(leader, Opened) else []
-    headers = _headers([_headers_of(one) for one in opened])
+    now_s = parts.clock.monotonic_s()
+    headers = _headers([_headers_of(one, now_s) for one in opened])
     if (failed := _failed_before(opened, first)) is not None:
         _close(opened)
         await _cancel(parts, own)
@@ -172,9 +175,9 @@ async def _begun(parts: Parts, opened: Sequence[Opened | Record], own: Sequence[
     return EventStream(parts.hub, turns.bytes(bodies), headers)
 
 
-def _headers_of(one: Opened | Record) -> dict[str, str]:
+def _headers_of(one: Opened | Record, now_s: float) -> dict[str, str]:
     if isinstance(one, Opened):
-        return one.headers
+        return one.told(now_s)
     return {**job_headers(one.job.id), **choice_headers(one.job), **REPLAYED}
 
 

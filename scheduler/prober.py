@@ -137,8 +137,10 @@ async def probe(backend: Backend, tls: ssl.SSLContext, clock: Clock, *, limit_s:
 def check_of(backend: Backend) -> Check | None:
     """How this backend is asked; None where there is nothing to ask. Its own `health_path` wins, and '' means never."""
     check = CHECKS.get(backend.kind)
-    if check is None or backend.health_path is None:
-        return check
+    if check is None:
+        return None
+    if backend.health_path is None:
+        return replace(check, path=backend.path_of(check.path))
     if not backend.health_path:
         return None
     return replace(check, path="/" + backend.health_path.lstrip("/"), any_answer=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from tests.support.postgres import PostgresServer
 from tests.support.postgres import binaries as postgres_binaries
@@ -17,10 +18,14 @@ from tests.support.runner import run
 
 MARKERS = (
     "slow: takes minutes; ./just chaos runs it, ./just test does not",
-    "lengthy: takes seconds that nothing can shorten; ./just test runs it, ./just quick does not",
+    "lengthy: takes the best part of a second that nothing can shorten; ./just test runs it, ./just quick does not",
     "either_server: one kind of server is enough to show it: Valkey",
     "on_redis: the same on another kind (set by itself); ./just redis runs it, ./just test does not",
 )
+
+# On a crowded machine the first examples of a property take seconds; no test of ours asserts a time.
+settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("headrace")
 
 
 def pytest_configure(config: pytest.Config) -> None:

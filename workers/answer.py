@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import binascii
 from typing import Any, Final
 
 from common.contracts import Chunk, JsonObject, Usage
-
-# The usual rule of thumb for English, where the upstream did not count.
-CHARACTERS_A_TOKEN: Final = 4
+from common.runs import RUNS, Runs
+from common.tokens import likely_tokens, size_bytes, texts_of_message
 
 
 class Answer:
     """Gathers chunks; adding one costs the same however long the answer is already.
 
     `text_bytes` is what the choices' deltas hold so far, in UTF-8. `prompt_tokens` is an estimate, used only where the
-    upstream tells no usage.
+    upstream tells no usage and nobody here counted.
     """
 
-    __slots__ = ("_choices", "_counted", "_extra", "_prompt_tokens", "_usage", "text_bytes")
+    __slots__ = ("_choices", "_counted", "_estimates", "_extra", "_usage", "text_bytes")
 
     def __init__(self, prompt_tokens: int = 0) -> None:
         self.text_bytes = 0
-        self._prompt_tokens = prompt_tokens
+        self._estimates: JsonObject = {"prompt_tokens": prompt_tokens}
         self._choices: dict[int, _Choice] = {}
         self._usage: Usage | None = None
         self._counted: JsonObject = {}
@@ -55,11 +55,21 @@ class Answer:
         """
         if self._usage is not None:
             return self._usage
-        rest = dict(self._counted)
-        prompt, made = rest.pop("prompt_tokens", None), rest.pop("completion_tokens", None)
-        if made is None:
-            made = sum(choice.tokens for choice in self._choices.values())
-        return Usage(self._prompt_tokens if prompt is None else prompt, made, {**rest, "estimated": True})
+        told = {"completion_tokens": likely_tokens(self.text_bytes)} | self._estimates | self._counted
+        return Usage(told.pop("prompt_tokens"), told.pop("completion_tokens"), {**told, "estimated": True})
+
+    @property
+    def untold(self) -> frozenset[str]:
+        """Which of the counts of prompt and completion the upstream did not tell."""
+        return frozenset() if self._usage is not None else _COUNTS.difference(self._counted)
+
+    def estimate(self, **tokens: int) -> None:
+        """Takes counts made here, by their names in a usage: they stand for those that the upstream did not tell."""
+        self._estimates |= tokens
+
+    def texts(self) -> list[str]:
+        """All that the choices say."""
+        return [text for choice in self._choices.values() for text in texts_of_message(choice.message())]
 
     def result(self) -> JsonObject:
         """The answer in OpenAI's shape, but for `id`, `object`, `created` and `model`."""
@@ -67,6 +77,37 @@ class Answer:
         return {"choices": choices, "usage": self.usage.to_openai(), **self._extra}
 
 
+class Unsaid:
+    """The chunks before an answer's first word: many servers name the role long before they know what to say.
+
+    Kept until then, so that what fails meanwhile is tried elsewhere as if nothing had come.
+    """
+
+    __slots__ = ("_seen", "chunks")
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self._seen: set[int] = set()
+
+    def keeps(self, chunk: Chunk) -> bool:
+        """Whether the chunk says nothing yet. Of each choice the first such is kept; more of them tell nothing new."""
+        if any(map(_says, chunk.choices)):
+            return False
+        found = {choice["index"] for choice in chunk.choices}
+        if not found <= self._seen:
+            self._seen |= found
+            self.chunks.append(chunk)
+        return True
+
+
+def _says(choice: JsonObject) -> bool:
+    if choice["finish_reason"] is not None or any(v for name, v in choice["delta"].items() if name != "role"):
+        return True
+    logprobs = choice.get("logprobs")
+    return bool(logprobs) and any(logprobs.values())  # a token without text is one all the same
+
+
+_COUNTS: Final = frozenset({"prompt_tokens", "completion_tokens"})
 _TEXTS: Final = ("content", "reasoning_content", "refusal")
 
 
@@ -74,28 +115,28 @@ class _Choice:
     """One choice's message, in pieces."""
 
     __slots__ = (
+        "_audio",
         "_calls",
         "_function_call",
         "_index",
         "_logprobs",
         "_other",
+        "_runs",
         "_stopped_by",
         "_texts",
-        "characters",
         "finish_reason",
-        "pieces",
     )
 
     def __init__(self, index: int) -> None:
-        self.characters = 0
-        self.pieces = 0
         self.finish_reason: str | None = None
         self._index = index
         self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
         self._calls: dict[int, _Call] = {}
         self._function_call: _Call | None = None
         self._logprobs: dict[str, list[Any]] | None = None
+        self._audio: _Audio | None = None
         self._other: JsonObject = {}
+        self._runs = Runs()
         self._stopped_by: str | None = None
 
     def add(self, choice: JsonObject) -> int:
@@ -107,21 +148,13 @@ class _Choice:
                 self._stopped_by = met
         if choice.get("logprobs") is not None:
             self._add_logprobs(choice["logprobs"])
-        size_bytes = 0
+        self._runs.add(choice)
+        brought_bytes = 0
         for name, value in choice["delta"].items():
             if value is None or name == "role":
                 continue
-            text = self._add_field(name, value)
-            self.characters += len(text)
-            size_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-        self.pieces += size_bytes > 0
-        return size_bytes
-
-    @property
-    def tokens(self) -> int:
-        """An estimate: as a stream's piece is one token, never more than there were pieces of it."""
-        by_length = -(-self.characters // CHARACTERS_A_TOKEN)
-        return min(by_length, self.pieces) if self.pieces > 1 else by_length
+            brought_bytes += size_bytes(self._add_field(name, value))
+        return brought_bytes
 
     def _add_field(self, name: str, value: Any) -> str:
         """Takes one field of a delta; its text, for counting."""
@@ -134,6 +167,9 @@ class _Choice:
         if name == "function_call":
             self._function_call = self._function_call or _Call()
             return self._function_call.add({"function": value})
+        if name == "audio" and isinstance(value, dict):
+            self._audio = self._audio or _Audio()
+            return self._audio.add(value)  # pyright: ignore[reportUnknownArgumentType]
         if isinstance(value, list):
             self._other[name] = [*self._other.get(name, ()), *value]  # pyright: ignore[reportUnknownArgumentType]
         else:
@@ -155,57 +191,108 @@ class _Choice:
         """The choice in OpenAI's shape."""
         return {
             "index": self._index,
-            "message": self._message(),
+            "message": self.message(),
             "logprobs": self._logprobs and {name: entries or None for name, entries in self._logprobs.items()},
             "finish_reason": self.finish_reason,
             **({} if self._stopped_by is None else {"stop_reason": self._stopped_by}),
+            **({} if (runs := self._runs.result()) is None else {RUNS: runs}),
         }
 
-    def _message(self) -> JsonObject:
+    def message(self) -> JsonObject:
+        """The message in OpenAI's shape."""
         text, reasoning, refusal = ("".join(self._texts[name]) for name in _TEXTS)
-        called = bool(self._calls or self._function_call)
+        says_otherwise = bool(self._calls or self._function_call or self._audio or refusal)
         message: JsonObject = {
             "role": "assistant",
-            # No text beside a tool call or a refusal is null, as OpenAI has it; an empty answer is an empty text.
-            "content": None if not text and (called or refusal) else text,
+            # No text beside a call, a sound or a refusal is null, as OpenAI has it; an empty answer is an empty text.
+            "content": None if not text and says_otherwise else text,
             "refusal": refusal or None,
         }
         if self._calls:
             message["tool_calls"] = [self._calls[index].result() for index in sorted(self._calls)]
         if self._function_call is not None:
             message["function_call"] = self._function_call.result()["function"]
+        if self._audio is not None:
+            message["audio"] = self._audio.result()
         if reasoning:
             message["reasoning_content"] = reasoning
         return {**message, **self._other}
 
 
-class _Call:
-    """One tool call, in pieces."""
+# Where each type of call has its text.
+_TEXT_OF: Final = {"function": "arguments", "custom": "input"}
 
-    __slots__ = ("_arguments", "_extra", "_id", "_name", "_type")
+
+class _Call:
+    """One tool call, in pieces: of a function, or of a custom tool, whose input is no JSON but any text."""
+
+    __slots__ = ("_extra", "_id", "_kind", "_name", "_pieces", "_type")
 
     def __init__(self) -> None:
         self._id: str | None = None
-        self._type = "function"
+        self._type = ""
+        self._kind = "function"
         self._name = ""
-        self._arguments: list[str] = []
+        self._pieces: list[str] = []
         self._extra: Any = None  # what a server wants back with the call, as Gemini its signature
 
     def add(self, piece: JsonObject) -> str:
         """Takes a piece; its text, for counting. Some servers repeat id and name in each: the first counts."""
-        function: JsonObject = piece.get("function") or {}
+        if piece.get("custom"):
+            self._kind = "custom"
+        said: JsonObject = piece.get(self._kind) or {}
         self._id = self._id or piece.get("id")
         self._type = piece.get("type") or self._type
         self._extra = piece.get("extra_content") or self._extra
-        name: str = function.get("name") or ""
+        name: str = said.get("name") or ""
         self._name = self._name or name
-        arguments: str = function.get("arguments") or ""
-        if arguments:
-            self._arguments.append(arguments)
-        return arguments + name
+        text: str = said.get(_TEXT_OF[self._kind]) or ""
+        if text:
+            self._pieces.append(text)
+        return text + name
 
     def result(self) -> JsonObject:
         """The call in OpenAI's shape."""
-        function = {"name": self._name, "arguments": "".join(self._arguments)}
+        said = {"name": self._name, _TEXT_OF[self._kind]: "".join(self._pieces)}
         extra = {} if self._extra is None else {"extra_content": self._extra}
-        return {"id": self._id or "", "type": self._type, "function": function, **extra}
+        return {"id": self._id or "", "type": self._type or self._kind, self._kind: said, **extra}
+
+
+class _Audio:
+    """A sound that is said, in pieces: its data in base64 and its words are joined, of the rest the last counts."""
+
+    __slots__ = ("_data", "_other", "_words")
+
+    def __init__(self) -> None:
+        self._data: list[str] = []
+        self._words: list[str] = []
+        self._other: JsonObject = {}
+
+    def add(self, piece: JsonObject) -> str:
+        """Takes a piece; what of it takes up room, for counting."""
+        joined = {"data": self._data, "transcript": self._words}
+        for name, value in piece.items():
+            if name in joined and isinstance(value, str):
+                joined[name].append(value)
+            elif value is not None:
+                self._other[name] = value
+        return "".join([piece[name] for name in joined if isinstance(piece.get(name), str)])
+
+    def result(self) -> JsonObject:
+        """The sound in OpenAI's shape."""
+        told: JsonObject = dict(self._other)
+        if self._data:
+            told["data"] = _joined_base64(self._data)
+        if self._words:
+            told["transcript"] = "".join(self._words)
+        return told
+
+
+def _joined_base64(pieces: list[str]) -> str:
+    """One text of base64 for what the pieces stand for together."""
+    if not any(piece.endswith("=") for piece in pieces[:-1]):
+        return "".join(pieces)
+    try:  # each was filled up by itself: nothing after the first would be read
+        return binascii.b2a_base64(b"".join(map(binascii.a2b_base64, pieces)), newline=False).decode()
+    except (binascii.Error, ValueError):
+        return "".join(pieces)

@@ -23,7 +23,10 @@ from common.errors import (
     ModelNotFound,
     UpstreamCredentials,
     UpstreamError,
+    UpstreamModelMissing,
+    UpstreamRefused,
     UpstreamUnavailable,
+    UpstreamUnsupported,
 )
 from common.metrics import WorkerMetrics
 from common.queue import Claim
@@ -33,7 +36,7 @@ from workers.caller import Ask, Caller, ClosedOff, Work
 from workers.fleet import Fleet
 from workers.hedge import Race, never_raced
 from workers.providers.base import Provider
-from workers.routing import Missed, Prospects, in_order, instead, next_try, worth_trying
+from workers.routing import Missed, Prospects, by_room, in_order, instead, next_try, worth_trying
 from workers.runs import GiveBack
 
 log = structlog.get_logger(__name__)
@@ -42,6 +45,8 @@ RETRY_RESERVE: Final = 10
 RETRY_REGAIN_S: Final = 10.0
 WARM_KEYS: Final = 10_000
 EMBEDDINGS: Final = "/v1/embeddings"
+_PASSED_OVER: Final = (UpstreamModelMissing, UpstreamUnsupported)
+"""What says only that this server is the wrong one: to ask another costs nothing."""
 
 Result = TypeVar("Result")
 
@@ -62,7 +67,19 @@ class _Tries:
     `ask` names the model whose targets these are: the one asked for, or its fallback.
     """
 
-    __slots__ = ("ask", "backend", "called", "error", "may_move_on", "models", "refused", "rest", "soonest_ms")
+    __slots__ = (
+        "ask",
+        "backend",
+        "called",
+        "error",
+        "lacking",
+        "may_move_on",
+        "models",
+        "passing",
+        "refused",
+        "rest",
+        "soonest_ms",
+    )
 
     def __init__(self, ask: Ask, rest: list[Target], may_move_on: Callable[[], bool]) -> None:
         self.ask = ask
@@ -77,16 +94,29 @@ class _Tries:
         self.called = 0
         self.error: UpstreamError | None = None
         self.refused: UpstreamError | None = None
+        self.lacking: tuple[UpstreamRefused, str] | None = None
+        self.passing: tuple[UpstreamError, str] | None = None
         self.soonest_ms: int | None = None
 
     def closed(self, closed: ClosedOff) -> None:
         self.refused = closed.error
+        self._keep_passing(closed.error, self.backend)
         self.soonest_ms = closed.wait_ms if self.soonest_ms is None else min(self.soonest_ms, closed.wait_ms)
 
     def failed(self, error: UpstreamError, backend: str) -> None:
+        if isinstance(error, _PASSED_OVER):
+            # It will be so the next time too, so going on must cost nothing, nor hide what may pass.
+            self.lacking = error, backend
+            return
         self.called += 1
         self.error = error
         self.backend = backend
+        self._keep_passing(error, backend)
+
+    def _keep_passing(self, error: UpstreamError, backend: str) -> None:
+        """Remembers the last failure of a server that may answer later; a refused key's stays refused."""
+        if error.retryable and not isinstance(error, UpstreamCredentials):
+            self.passing = error, backend
 
     def turn_to(self, ask: Ask, targets: list[Target]) -> None:
         """Goes on with another model's targets."""
@@ -97,15 +127,19 @@ class _Tries:
     @property
     def last_word(self) -> UpstreamError:
         """Why nobody has answered yet."""
-        return self.error or self.refused or UpstreamUnavailable()
+        return self.error or self.refused or (self.lacking[0] if self.lacking else UpstreamUnavailable())
 
     def unserved(self) -> Unserved:
-        error = self.last_word
+        error, backend = self.last_word, self.backend
+        if self.lacking is not None and error is self.lacking[0]:
+            return Unserved(error, Missed(called=True, may_recur=False), self.lacking[1])
         if isinstance(error, UpstreamCredentials):
-            return Unserved(error, Missed(called=True, may_recur=False), self.backend)
+            if self.passing is None:
+                return Unserved(error, Missed(called=True, may_recur=False), backend)
+            error, backend = self.passing
         wait_s = error.failure.retry_after_s
         missed = Missed(self.called > 0, error.retryable, wait_s, self.soonest_ms or PROBED_MS)
-        return Unserved(error, missed, self.backend)
+        return Unserved(error, missed, backend)
 
 
 class Attempts:
@@ -165,15 +199,21 @@ class Attempts:
     def _goes_on(self, tries: _Tries, target: Target, error: UpstreamError) -> bool:
         """Whether another call may follow this failure, of the same model or of its fallback."""
         self._retried(tries)
+        if tries.called and isinstance(error, _PASSED_OVER):
+            self._retries.refund()
         tries.failed(error, target.backend)
         log.info("upstream.failed", job_id=tries.ask.job_id, backend=target.backend, code=error.failure.code)
-        tries.rest = worth_trying(error, target, tries.rest, self._settings.models[tries.ask.model])
+        row = self._settings.models[tries.ask.model]
+        tries.rest = worth_trying(error, target, tries.rest, row, kind_of=self._kind_of)
         somewhere = bool(tries.rest) or self._fallback(tries) is not None
         if not (error.retryable or somewhere) or not tries.may_move_on():
             return False
         if somewhere and isinstance(error, ContextTooLong) and tries.rest:
             tries.forget()
         return True
+
+    def _kind_of(self, target: Target) -> str:
+        return self._fleet.backends[target.backend].kind
 
     def _fallback(self, tries: _Tries) -> tuple[Ask, list[Target]] | None:
         """The model to ask instead, and its targets here; None where there is none that was not asked yet."""
@@ -231,7 +271,9 @@ class Attempts:
             return targets
         self._turn += 1
         standings = self._fleet.standings([target.backend for target in targets])
-        return in_order(targets, standings, turn=self._turn, warm=self._warm.get(ask.batch_key, ""))
+        warm = self._warm.get(ask.batch_key, "")
+        grouped = by_room(row, targets, ask.prompt_tokens, ask.answer_limit)
+        return [one for group in grouped for one in in_order(group, standings, turn=self._turn, warm=warm)]
 
     def _warmed(self, ask: Ask, backend: str) -> None:
         if not ask.batch_key:

@@ -6,7 +6,7 @@ It knows nothing of what an answer is: `work` makes the call, and says by `begin
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
@@ -15,7 +15,7 @@ import structlog
 from common.breaker import Verdict
 from common.catalogue import Target
 from common.clock import Clock
-from common.contracts import JsonObject, Priority
+from common.contracts import FailedTarget, JsonObject, Priority
 from common.errors import (
     LaterError,
     UpstreamBusy,
@@ -23,16 +23,16 @@ from common.errors import (
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
+    UpstreamUnsupported,
 )
 from common.metrics import UpstreamCall, WorkerMetrics
 from workers.breakers import PROBED_MS, blames_backend
 from workers.fleet import Fleet
-from workers.keypool import REFUSED_S, ApiKey, Block, judge
+from workers.keypool import ApiKey, Block, KeyPool, judge, refused
 from workers.providers.base import Call, Provider
 
 log = structlog.get_logger(__name__)
 
-KEY_STATUSES: Final = frozenset({401, 402, 403})
 DEADLINE_MARGIN_S: Final = 0.05
 PROBE_FIRST: Final = -1
 """A probe's place in the line for a slot: the whole fleet waits for its answer."""
@@ -46,7 +46,9 @@ Work = Callable[[Provider, Call, Begin], Awaitable[Result]]
 class Ask:
     """What is asked of a public model, wherever it will be answered.
 
-    `ends_s`: its deadline on the monotonic clock. `repeated`: an earlier attempt at it failed.
+    `ends_s`: its deadline on the monotonic clock. `repeated`: an earlier attempt at it failed. `prompt_tokens`: an
+    estimate, 0 where nobody made one; `answer_limit`: the most tokens of an answer. `failed`: the targets that took
+    the ask and did not answer, or took none, as they come; also after a fallback.
     """
 
     model: str
@@ -60,6 +62,9 @@ class Ask:
     request_id: str = ""
     job_id: str = ""
     repeated: bool = False
+    prompt_tokens: int = 0
+    answer_limit: int | None = None
+    failed: list[FailedTarget] = field(default_factory=list, compare=False)
 
 
 class ClosedOff(Exception):
@@ -73,7 +78,10 @@ class ClosedOff(Exception):
 
 @dataclass(slots=True)
 class _Turn:
-    """One target's turn at an ask. `rivals` tells a race that its answer has begun, and raises where it is lost."""
+    """One target's turn at an ask. `rivals` tells a race that its answer has begun, and raises where it is lost.
+
+    `status` and `pace` are of the last key's refusal: its status, and how long its headers say the key must rest.
+    """
 
     target: Target
     ask: Ask
@@ -81,6 +89,7 @@ class _Turn:
     rivals: Begin
     begun: bool = False
     status: int = 0
+    pace: Block | None = None
 
     @property
     def backend(self) -> str:
@@ -97,24 +106,31 @@ class Caller:
         self._metrics = metrics
 
     async def call(self, target: Target, ask: Ask, work: Work[Result], rivals: Begin) -> Result:
-        """`work`'s result at this target. Raises ClosedOff or an UpstreamError, and what `rivals` raises."""
+        """`work`'s result at this target. Raises ClosedOff or an UpstreamError, and what `rivals` raises.
+
+        Of the first two the ask keeps a note.
+        """
         name = target.backend
-        # Whoever is sure to be refused waits in no line.
-        probe = await self._permission(name) if self._fleet.wait_ms(name) else False
         line = self._fleet.slots.lines[name]
-        if not line.take_now():
-            await line.take(PROBE_FIRST if probe else ask.priority)
         try:
-            probe = probe or await self._permission(name)
-            return await self._with_keys(_Turn(target, ask, probe, rivals), work)
-        finally:
-            line.give()
+            # Whoever is sure to be refused waits in no line.
+            probe = await self._permission(name) if self._fleet.wait_ms(name) else False
+            if not line.take_now():
+                await line.take(PROBE_FIRST if probe else ask.priority)
+            try:
+                probe = probe or await self._permission(name)
+                return await self._with_keys(_Turn(target, ask, probe, rivals), work)
+            finally:
+                line.give()
+        except (ClosedOff, UpstreamError) as error:
+            _note(ask, target, error)
+            raise
 
     async def _permission(self, backend: str) -> bool:
         """Whether the call is the breaker's probe. Raises ClosedOff where it may not be made."""
         keys = self._fleet.keys.get(backend)
-        if keys is not None and (wait_s := keys.wait_s) > 0:
-            raise ClosedOff(int(wait_s * 1000) + 1, UpstreamBusy(retry_after_s=wait_s))
+        if keys is not None and keys.wait_s > 0:
+            raise _without_key(keys)
         try:
             verdict = await self._fleet.breakers.ask(backend)
         except LaterError:  # without the store nobody's probe is the only one
@@ -135,24 +151,27 @@ class Caller:
         if keys is None:
             return await self._once(turn, work, None)
         while (key := keys.next()) is not None:
+            turn.status, turn.pace = 0, None
             try:
                 return await self._once(turn, work, key)
-            except (UpstreamBusy, UpstreamCredentials) as error:
+            except UpstreamError as error:
                 self._judge(turn, key, error)
-                if turn.begun or not keys.rests(key) or not keys.usable:
+                if turn.begun or not keys.rests(key) or not keys.usable or not _of_key(error):
+                    _wait_for_another(keys, error)
                     raise
                 self._metrics.retry("key")
-        raise ClosedOff(int(keys.wait_s * 1000) + 1, UpstreamBusy(retry_after_s=keys.wait_s))
+        raise _without_key(keys)
 
     def _judge(self, turn: _Turn, key: ApiKey, error: UpstreamError) -> None:
-        # Its status said nothing of it, or less: no money left is a 429 too.
-        if isinstance(error, UpstreamCredentials) and turn.status not in KEY_STATUSES:
-            self._fleet.rest_key(turn.backend, key, Block(REFUSED_S, "refused"))
+        """Leaves the key alone where it was refused or met a limit; only the body tells which: both may be a 429."""
+        block = refused(turn.status) if isinstance(error, UpstreamCredentials) else turn.pace
+        if block is not None:
+            self._fleet.rest_key(turn.backend, key, block)
 
     def _answered(self, turn: _Turn, key: ApiKey, status: int, headers: Mapping[str, str]) -> None:
-        turn.status = status
-        if (block := judge(status, headers)) is not None:
-            self._fleet.rest_key(turn.backend, key, block)
+        turn.status, turn.pace = status, judge(status, headers)
+        if status == 200 and turn.pace is not None:  # its answer may take long, and other calls are made meanwhile
+            self._fleet.rest_key(turn.backend, key, turn.pace)
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -193,6 +212,8 @@ class Caller:
             self._fleet.breakers.succeeded(turn.backend, probe=True)
 
     def _report(self, turn: _Turn, error: UpstreamError) -> None:
+        if isinstance(error, UpstreamUnsupported):
+            return  # nothing was called
         self._metrics.upstream_error(turn.backend, error.failure.code)
         probe = turn.probe and not turn.begun
         if isinstance(error, UpstreamTimeout) and self._clock.monotonic_s() >= turn.ask.ends_s - DEADLINE_MARGIN_S:
@@ -201,3 +222,29 @@ class Caller:
             self._fleet.breakers.failed(turn.backend, probe=probe)
         elif probe or not turn.probe:
             self._fleet.breakers.succeeded(turn.backend, probe=probe)
+
+
+def _note(ask: Ask, target: Target, error: ClosedOff | UpstreamError) -> None:
+    failure = (error.error if isinstance(error, ClosedOff) else error).failure
+    ask.failed.append(FailedTarget(target.backend, target.model, failure.code))
+
+
+# --- pure -------------------------------------------------------------------------------------------------------------
+
+
+def _of_key(error: UpstreamError) -> bool:
+    """Whether another key of the same backend may do better."""
+    return isinstance(error, UpstreamBusy | UpstreamCredentials)
+
+
+def _without_key(keys: KeyPool) -> ClosedOff:
+    """Why a backend takes no call while all its keys rest: to wait is of use only where some merely met a limit."""
+    wait_s = keys.wait_s
+    error = UpstreamCredentials() if keys.all_refused else UpstreamBusy(retry_after_s=wait_s)
+    return ClosedOff(int(wait_s * 1000) + 1, error)
+
+
+def _wait_for_another(keys: KeyPool, error: UpstreamError) -> None:
+    """Raises UpstreamBusy where this key is refused, but another one only met a limit and will do later."""
+    if isinstance(error, UpstreamCredentials) and (wait_s := keys.pace_s) > 0:
+        raise UpstreamBusy(retry_after_s=wait_s) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from binascii import b2a_base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import orjson
@@ -13,6 +13,7 @@ from common.clock import Clock
 from common.contracts import Failure, JsonObject, Outcome, State, Usage
 from common.metrics import WorkerMetrics
 from common.queue import Claim, Settlement
+from common.tokens import TokenCounter
 from workers.attempts import Attempts
 from workers.gathering import Gatherer, Member, Missing, Part
 from workers.providers.vectors import inputs_of
@@ -31,14 +32,17 @@ class _Shared:
     gatherer: Gatherer
     clock: Clock
     metrics: WorkerMetrics
+    tokens: TokenCounter
     most_bytes: int
 
 
 class Embedding:
     """Begins runs of embedding jobs. `most_bytes`: how long one job's embeddings may be together."""
 
-    def __init__(self, attempts: Attempts, clock: Clock, metrics: WorkerMetrics, *, most_bytes: int) -> None:
-        self._shared = _Shared(Gatherer(attempts), clock, metrics, most_bytes)
+    def __init__(
+        self, attempts: Attempts, clock: Clock, metrics: WorkerMetrics, tokens: TokenCounter, *, most_bytes: int
+    ) -> None:
+        self._shared = _Shared(Gatherer(attempts), clock, metrics, tokens, most_bytes)
 
     def begin(self, claim: Claim) -> EmbeddingRun:
         """A run for a job just claimed."""
@@ -52,7 +56,7 @@ class EmbeddingRun(Unseen):
         self.claim = claim
         self._shared = shared
         self._started_s = shared.clock.monotonic_s()
-        self._backend = ""
+        self._got: Part | Missing | None = None
 
     async def perform(self) -> Settlement | GiveBack:
         """The job's end, or that it should run again."""
@@ -63,23 +67,31 @@ class EmbeddingRun(Unseen):
                 got = await self._shared.gatherer.embed(member)
         except TimeoutError:
             return await self.break_off(State.EXPIRED, DEADLINE)
-        self._backend = got.backend
+        self._got = got
         if isinstance(got, Missing):
             left_s = member.ends_s - self._shared.clock.monotonic_s()
             return got.back(self.claim, left_s) or self._end(State.FAILED, got.failure)
-        return self._succeed(got)
+        return await self._succeed(got)
 
     async def break_off(self, status: State, failure: Failure) -> Settlement:
         """The end of an attempt that was stopped: of embeddings there is all or nothing."""
         return self._end(status, failure)
 
-    def _succeed(self, part: Part) -> Settlement:
+    async def _succeed(self, part: Part) -> Settlement:
+        usage = await self._counted(part.usage)
         texts = [b2a_base64(vector, newline=False).decode() for vector in part.vectors]
         if sum(map(len, texts)) > self._shared.most_bytes:
             text = f"The embeddings are longer than {self._shared.most_bytes} bytes together: ask for fewer at once."
-            return self._end(State.FAILED, Failure("upstream_refused", text, "input"), part.usage)
-        result = orjson.dumps({"embeddings": texts, "usage": _shown(part.usage)})
-        return self._end(State.SUCCEEDED, None, part.usage, result)
+            return self._end(State.FAILED, Failure("upstream_refused", text, "input"), usage)
+        result = orjson.dumps({"embeddings": texts, "usage": _shown(usage)})
+        return self._end(State.SUCCEEDED, None, usage, result)
+
+    async def _counted(self, usage: Usage) -> Usage:
+        """The usage; where the upstream told none, with the tokens of this job's texts counted here."""
+        inputs = inputs_of(self.claim.job.body)
+        if not usage.details.get("estimated") or not isinstance(inputs[0], str):
+            return usage
+        return replace(usage, prompt_tokens=await self._shared.tokens.count(inputs))
 
     def _end(
         self, status: State, failure: Failure | None, usage: Usage | None = None, result: bytes = b""
@@ -88,7 +100,11 @@ class EmbeddingRun(Unseen):
         took_ms = round((self._shared.clock.monotonic_s() - self._started_s) * 1000)
         timings = {"queued": queued_ms, "total": queued_ms + took_ms}
         finish = "stop" if status is State.SUCCEEDED else None
-        outcome = Outcome(status, finish, usage, failure, timings, self._backend)
+        outcome = Outcome(status, finish, usage, failure, timings)
+        if (got := self._got) is not None:
+            outcome = replace(
+                outcome, backend=got.backend, upstream_model=got.upstream_model, failed_targets=got.failed
+            )
         self._shared.metrics.job_ended(self.claim.job, outcome)
         return Settlement(outcome, outcome_seq=1, result=result, share_result=len(result) <= SHARED_BYTES)
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import orjson
 import structlog
 
-from common.contracts import Job, Usage
+from common.contracts import FailedTarget, Job, Usage
 from common.queue import Claim
 from workers.attempts import Unserved
 from workers.caller import Ask, Begin, Result, Work
@@ -34,11 +34,13 @@ _OWN_FIELDS: Final = frozenset({"input", "model", "encoding_format", "metadata"}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One job's embeddings, its share of the usage, and the backend that made them."""
+    """One job's embeddings, its share of the usage, and where they were made, after whom else had failed."""
 
     vectors: list[bytes]
     usage: Usage
     backend: str
+    upstream_model: str = ""
+    failed: list[FailedTarget] = field(default_factory=list[FailedTarget])
 
 
 class Answers(Protocol):
@@ -56,9 +58,11 @@ class Answers(Protocol):
 class Missing:
     """Why a job got no embeddings, and what its fellows were told about another attempt."""
 
-    def __init__(self, attempts: Answers, unserved: Unserved) -> None:
+    def __init__(self, attempts: Answers, unserved: Unserved, failed: list[FailedTarget]) -> None:
         self.failure = unserved.failure
         self.backend = unserved.backend
+        self.upstream_model = ""
+        self.failed = failed
         self._attempts = attempts
         self._unserved = unserved
         self._told: dict[int, GiveBack | None] = {}
@@ -202,18 +206,19 @@ class Gatherer:
             sent = group.depart()
             embedded = await provider.embed(replace(call, body={**call.body, "input": joined(sent)}))
             begin()
-            return list(zip(sent, split(embedded, sent, call.backend.name), strict=True))
+            return list(zip(sent, split(embedded, sent, call), strict=True))
 
+        ask = _ask(group.members)
         try:
-            parts = await self._attempts.answer(_ask(group.members), work, may_move_on=lambda: True)
+            parts = await self._attempts.answer(ask, work, may_move_on=lambda: True)
         except Unserved as unserved:
             if len(group.sent) > 1 and unserved.failure.code in REFUSALS:
                 await self._apart(group)
             else:
-                _give(group.members, Missing(self._attempts, unserved))
+                _give(group.members, Missing(self._attempts, unserved, ask.failed))
             return False
         for member, part in parts:
-            _give([member], part)
+            _give([member], replace(part, failed=ask.failed))
         return True
 
     async def _apart(self, group: _Group) -> None:
@@ -269,13 +274,14 @@ def joined(members: Sequence[Member]) -> list[Any]:
     return [one for member in members for one in member.inputs]
 
 
-def split(embedded: Embedded, members: Sequence[Member], backend: str) -> list[Part]:
+def split(embedded: Embedded, members: Sequence[Member], call: Call) -> list[Part]:
     """Each member's part, in their order."""
     usages = split_usage(embedded.usage, [member.tokens for member in members])
     parts: list[Part] = []
     at = 0
     for member, usage in zip(members, usages, strict=True):
-        parts.append(Part(embedded.vectors[at : at + len(member.inputs)], usage, backend))
+        vectors = embedded.vectors[at : at + len(member.inputs)]
+        parts.append(Part(vectors, usage, call.backend.name, call.model))
         at += len(member.inputs)
     return parts
 

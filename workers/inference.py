@@ -15,14 +15,16 @@ from typing import Any, Final
 import orjson
 
 from common.clock import Clock
-from common.contracts import Chunk, Failure, Job, OnInterrupt, Outcome, State, Usage
+from common.contracts import Chunk, FailedTarget, Failure, Job, OnInterrupt, Outcome, State, Usage
 from common.errors import AnswerTooLong
 from common.metrics import WorkerMetrics
 from common.queue import Claim, Settlement
-from workers.answer import Answer
+from common.tokens import TokenCounter
+from workers.answer import Answer, Unsaid
 from workers.attempts import Attempts, Unserved
 from workers.caller import Ask, Begin
 from workers.providers.base import Call, Provider
+from workers.providers.shapes import limit_of
 from workers.publisher import Publisher
 from workers.runs import GiveBack
 
@@ -39,6 +41,7 @@ class Inference:
     publisher: Publisher
     clock: Clock
     metrics: WorkerMetrics
+    tokens: TokenCounter
     max_output_bytes: int
 
     def begin(self, claim: Claim) -> Generation:
@@ -59,6 +62,8 @@ class Generation:
         self._first_token_ms: int | None = None
         self._backend = ""
         self._other_model = ""
+        self._upstream_model = ""
+        self._failed: list[FailedTarget] = []
         self._emit = self._track.publish if claim.job.stream else self._track.hold
 
     async def perform(self) -> Settlement | GiveBack:
@@ -70,12 +75,12 @@ class Generation:
             return await self.break_off(State.EXPIRED, DEADLINE)
         except Unserved as unserved:
             return await self._after(unserved)
-        return await self._end(State.SUCCEEDED, None, self._answer.usage)
+        return await self._end(State.SUCCEEDED, None, await self._usage())
 
     async def break_off(self, status: State, failure: Failure) -> Settlement:
         """The end of an attempt that was stopped: what was produced stays, and is counted."""
         produced = self._first_token_ms is not None
-        return await self._end(status, failure, self._answer.usage if produced else None)
+        return await self._end(status, failure, await self._usage() if produced else None)
 
     @property
     def may_restart(self) -> bool:
@@ -106,29 +111,40 @@ class Generation:
             request_id=job.request_id,
             job_id=job.id,
             repeated=self.claim.failures > 0,
+            prompt_tokens=job.prompt_tokens,
+            answer_limit=limit_of(job.body),
+            failed=self._failed,
         )
 
     async def _follow(self, provider: Provider, call: Call, begin: Begin) -> None:
         """Passes a call's answer on as it comes; several may be under way until the first of them begins."""
         limit_bytes, emit = self._shared.max_output_bytes, self._emit
         answer, begun = Answer(self.claim.job.prompt_tokens), False
+        unsaid = Unsaid()
         async with aclosing(provider.stream(call)) as chunks:
             async for chunk in chunks:
                 answer.add(chunk)
                 if not chunk.choices:
                     continue
                 if not begun:
+                    if unsaid.keeps(chunk):
+                        continue
                     begin()
                     begun = True
-                    self._begun(answer, call)
+                    self._begun(answer, call, unsaid)
                 emit(encode_event(chunk, self._other_model))
                 if answer.text_bytes > limit_bytes:
                     raise AnswerTooLong(f"The answer is longer than {limit_bytes} bytes.")
+        if not begun and unsaid.chunks:
+            begin()
+            self._begun(answer, call, unsaid)
 
-    def _begun(self, answer: Answer, call: Call) -> None:
-        self._answer, self._backend = answer, call.backend.name
+    def _begun(self, answer: Answer, call: Call, unsaid: Unsaid) -> None:
+        self._answer, self._backend, self._upstream_model = answer, call.backend.name, call.model
         self._other_model = call.public_model if call.public_model != self.claim.job.model else ""
         self._first_token_ms = self._since_created_ms()
+        for chunk in unsaid.chunks:
+            self._emit(encode_event(chunk, self._other_model))
 
     def _start_over(self) -> bool:
         """Whether the next target may begin with an empty answer: nothing has left the house yet."""
@@ -157,12 +173,22 @@ class Generation:
             failure = Failure("upstream_interrupted", text)
         return await self.break_off(State.FAILED, failure)
 
+    async def _usage(self) -> Usage:
+        """What the answer took; what of it the upstream did not tell is counted here."""
+        answer, tokens = self._answer, self._shared.tokens
+        if "prompt_tokens" in answer.untold:
+            answer.estimate(prompt_tokens=await tokens.count_prompt(self.claim.job.body))
+        if "completion_tokens" in answer.untold:
+            answer.estimate(completion_tokens=await tokens.count(answer.texts()))
+        return answer.usage
+
     async def _end(self, status: State, failure: Failure | None, usage: Usage | None) -> Settlement:
         events, seq = await self._track.finish()
         timings = {"queued": self.claim.claimed_ms - self.claim.created_ms, "total": self._since_created_ms()}
         if self._first_token_ms is not None:
             timings["first_token"] = self._first_token_ms
-        outcome = Outcome(status, self._answer.finish_reason, usage, failure, timings, self._backend, self._other_model)
+        answered = self._backend, self._other_model, self._upstream_model, self._failed
+        outcome = Outcome(status, self._answer.finish_reason, usage, failure, timings, *answered)
         self._shared.metrics.job_ended(self.claim.job, outcome)
         has_answer = status is State.SUCCEEDED or usage is not None
         return Settlement(

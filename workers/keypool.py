@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from common.backends import Rest
 from common.clock import Clock
 from common.queue import digest
 
 MOST_BLOCKED_S: Final = 3_600.0
 BUSY_S: Final = 2.0
 """How long a key rests after a 429 that doesn't say."""
+REFUSED: Final = "refused"
 REFUSED_S: Final = 300.0
+FORBIDDEN: Final = "forbidden"
 FORBIDDEN_S: Final = 60.0
 
 _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
@@ -40,6 +43,14 @@ class Block:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Resting:
+    """A key at rest: until when by this clock, and why."""
+
+    until_s: float
+    why: str
+
+
 class KeyPool:
     """One backend's keys."""
 
@@ -47,7 +58,7 @@ class KeyPool:
         self._keys = [ApiKey(secret, digest_of(secret)) for secret in secrets]
         self._clock = clock
         self._turn = 0
-        self._until_s: dict[str, float] = {}
+        self._resting: dict[str, _Resting] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -57,7 +68,7 @@ class KeyPool:
         for _ in self._keys:
             self._turn = (self._turn + 1) % len(self._keys)
             key = self._keys[self._turn]
-            if not self._until_s or self._blocked_s(key) <= 0:
+            if not self._resting or self._blocked_s(key) <= 0:
                 return key
         return None
 
@@ -75,26 +86,43 @@ class KeyPool:
         """Seconds until a key can be used; 0 where one can."""
         return max(0.0, min((self._blocked_s(key) for key in self._keys), default=0.0))
 
+    @property
+    def pace_s(self) -> float:
+        """Seconds until the first of the keys that only met a limit can be used; 0 where none rests for that."""
+        resting = (key for key in self._keys if self._blocked_s(key) > 0)
+        return min((self._blocked_s(key) for key in resting if not self._is_refused(key)), default=0.0)
+
+    @property
+    def all_refused(self) -> bool:
+        """Whether every key rests because it, or the account behind it, is refused: to wait a little is no use."""
+        return all(self._blocked_s(key) > 0 and self._is_refused(key) for key in self._keys)
+
     def block(self, key: ApiKey, block: Block) -> bool:
         """Whether the key now rests: a key that a model is merely forbidden to is kept where it is the last one."""
-        if block.why == "forbidden" and self.usable <= 1:
+        if block.why == FORBIDDEN and self.usable <= 1:
             return False
-        self._rest(key.digest, block.for_s)
+        self._rest(key.digest, block.for_s, block.why)
         return True
 
-    def learn(self, blocked_ms: Mapping[str, int]) -> None:
-        """Takes over what others found: digest -> ms until the key can be used again."""
-        for name, left_ms in blocked_ms.items():
-            self._rest(name, left_ms / 1000)
+    def learn(self, rests: Mapping[str, Rest]) -> None:
+        """Takes over what others found, by the keys' digests."""
+        for name, rest in rests.items():
+            self._rest(name, rest.left_ms / 1000, rest.why)
         now_s = self._clock.monotonic_s()
-        self._until_s = {digest: until_s for digest, until_s in self._until_s.items() if until_s > now_s}
+        self._resting = {digest: resting for digest, resting in self._resting.items() if resting.until_s > now_s}
 
-    def _rest(self, digest: str, for_s: float) -> None:
+    def _rest(self, digest: str, for_s: float, why: str) -> None:
         until_s = self._clock.monotonic_s() + for_s
-        self._until_s[digest] = max(until_s, self._until_s.get(digest, until_s))
+        known = self._resting.get(digest)
+        if known is None or known.until_s < until_s:
+            self._resting[digest] = _Resting(until_s, why)
 
     def _blocked_s(self, key: ApiKey) -> float:
-        return self._until_s.get(key.digest, 0.0) - self._clock.monotonic_s()
+        resting = self._resting.get(key.digest)
+        return 0.0 if resting is None else resting.until_s - self._clock.monotonic_s()
+
+    def _is_refused(self, key: ApiKey) -> bool:
+        return self._resting[key.digest].why in (REFUSED, FORBIDDEN)
 
 
 def digest_of(secret: str) -> str:
@@ -102,12 +130,16 @@ def digest_of(secret: str) -> str:
     return digest(secret)
 
 
+def refused(status: int) -> Block:
+    """How long a key rests that was refused with this status: with 403 perhaps only for this model."""
+    return Block(FORBIDDEN_S, FORBIDDEN) if status == 403 else Block(REFUSED_S, REFUSED)
+
+
 def judge(status: int, headers: Mapping[str, str]) -> Block | None:
-    """Whether an answer means that its key must rest, by its status and rate-limit headers."""
-    if status in (401, 402):
-        return Block(REFUSED_S, "refused")
-    if status == 403:
-        return Block(FORBIDDEN_S, "forbidden")
+    """Whether an answer means that its key must rest for its pace, by its status and rate-limit headers.
+
+    Whether the key is refused, its status alone does not say: a filtered prompt may be a 403 too.
+    """
     spent_s = _spent_s(headers)
     if status == 429:
         asked_s = _asked_s(headers)

@@ -24,6 +24,7 @@ from common.metrics import WorkerMetrics
 from common.queue import Claim, Queue, Retention
 from common.store import Store
 from common.stream import Refusal, StreamStore
+from common.tokens import TokenCounter
 from workers.attempts import Attempts
 from workers.embedding import ENDPOINT as EMBEDDINGS
 from workers.embedding import Embedding
@@ -72,8 +73,10 @@ class Process:
         kinds = {row.kind for row in settings.backends if set(row.pool) & set(settings.pools)}
         providers = {kind: make(kind, self.client, clock=clock) for kind in kinds}
         attempts = Attempts(settings, self.fleet, providers, clock, self.metrics)
-        inference = Inference(attempts, self.publisher, clock, self.metrics, settings.max_output_bytes)
-        embedding = Embedding(attempts, clock, self.metrics, most_bytes=settings.max_output_bytes)
+        most_bytes = settings.max_output_bytes
+        self.tokens = TokenCounter()
+        inference = Inference(attempts, self.publisher, clock, self.metrics, self.tokens, most_bytes)
+        embedding = Embedding(attempts, clock, self.metrics, self.tokens, most_bytes=most_bytes)
         lanes = {pool: Lanes(settings, pool, self.fleet) for pool in settings.pools}
         duties = Duties(
             new_id=worker_name,
@@ -118,6 +121,7 @@ class Process:
             await asyncio.gather(following, return_exceptions=True)
             await self.fleet.close()
             await self.publisher.close()
+            self.tokens.close()
             await self.client.aclose()
             await self.store.close()
 

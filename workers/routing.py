@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from common.catalogue import Fallback, Model, Target
-from common.errors import AnswerTooLong, ContextTooLong, UpstreamBusy, UpstreamError
+from common.errors import (
+    AnswerTooLong,
+    ContextTooLong,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamModelMissing,
+    UpstreamUnsupported,
+)
+from common.lengths import likely_fits, surely_too_long
 
 _GOLDEN: Final = 0.6180339887498949
 """Its multiples, modulo 1, fall evenly into [0, 1) however many of them are drawn."""
@@ -39,14 +47,32 @@ UNKNOWN: Final = Standing()
 """A backend of which nothing is known counts as well."""
 
 
+def by_room(
+    model: Model, targets: Sequence[Target], prompt_tokens: int, answer_limit: int | None
+) -> tuple[list[Target], list[Target]]:
+    """The targets in which prompt and answer are likely to fit, and those in which they still may.
+
+    Where they surely fit in none, none is left out: the upstream counts better, and its refusal says what may be done.
+    """
+    roomy: list[Target] = []
+    tight: list[Target] = []
+    for target in targets:
+        context = model.context_at(target)
+        if likely_fits(context, prompt_tokens, answer_limit or 1):
+            roomy.append(target)
+        elif not surely_too_long(context, prompt_tokens, answer_limit):
+            tight.append(target)
+    return (roomy, tight) if roomy or tight else (list(targets), [])
+
+
 def in_order(
     targets: Sequence[Target], standings: Mapping[str, Standing], *, turn: int, warm: str = ""
 ) -> list[Target]:
     """The targets as they should be tried; none is left out, for health is a hint and the last one must be tried.
 
-    As they stand in the configuration, but neighbours of the same weight share the load: each is first as often as
-    its free slots are many, unless `warm` (the backend that served the same prefix last) has a free slot. The unhealthy
-    come later, and those whose breaker is open last.
+    As they stand in the configuration, but neighbours that have weights share the load: each is first as often as its
+    weight times its free slots says, or lets `warm` go first (the backend that served the same prefix last) where that
+    has the same weight and a free slot. The unhealthy come later, and those whose breaker is open last.
     """
     ordered: list[Target] = []
     for group in _neighbours(targets):
@@ -59,10 +85,10 @@ def _rank(standing: Standing) -> int:
 
 
 def _neighbours(targets: Sequence[Target]) -> list[list[Target]]:
-    """Runs of neighbours that share the load: those with the same weight given."""
+    """Runs of neighbours that share the load: those with weights. Whoever has none stands alone."""
     groups: list[list[Target]] = []
     for target in targets:
-        if groups and target.weight is not None and groups[-1][0].weight == target.weight:
+        if groups and target.weight is not None and groups[-1][0].weight is not None:
             groups[-1].append(target)
         else:
             groups.append([target])
@@ -70,10 +96,15 @@ def _neighbours(targets: Sequence[Target]) -> list[list[Target]]:
 
 
 def _shared(group: list[Target], standings: Mapping[str, Standing], turn: int, warm: str) -> list[Target]:
+    weights = [target.weight or 0 for target in group]
     free = [_free(standings.get(target.backend, UNKNOWN)) for target in group]
-    warm_one = next((i for i, target in enumerate(group) if target.backend == warm and free[i] > 0), None)
-    first = _drawn(free, turn) if warm_one is None else warm_one
-    rest = sorted((i for i in range(len(group)) if i != first), key=lambda i: -free[i])
+    # Where none has a free slot they wait for one in the same proportion.
+    parts = [weight * slots for weight, slots in zip(weights, free, strict=True)] if any(free) else weights
+    first = _drawn(parts, turn)
+    # A prefix that all share would else go to one alone, whatever the weights.
+    same = [i for i, target in enumerate(group) if target.backend == warm and free[i] > 0]
+    first = next((i for i in same if weights[i] == weights[first]), first)
+    rest = sorted((i for i in range(len(group)) if i != first), key=lambda i: -parts[i])
     return [group[i] for i in (first, *rest)]
 
 
@@ -81,32 +112,34 @@ def _free(standing: Standing) -> int:
     return max(0, standing.free) if standing.usable else 0
 
 
-def _drawn(weights: Sequence[int], turn: int) -> int:
-    """The index that this turn falls to: each as often as its weight says, or in turn where none has any."""
-    total = sum(weights)
-    if total == 0:
-        return turn % len(weights)
-    point = (turn * _GOLDEN % 1.0) * total
-    for index, weight in enumerate(weights):
-        point -= weight
+def _drawn(parts: Sequence[float], turn: int) -> int:
+    """The index that this turn falls to: each as often as its part of the whole says."""
+    point = (turn * _GOLDEN % 1.0) * sum(parts)
+    for index, part in enumerate(parts):
+        point -= part
         if point < 0:
             return index
-    return max(range(len(weights)), key=lambda index: weights[index])
+    return max(range(len(parts)), key=lambda index: parts[index])
 
 
 # --- after a failure -------------------------------------------------------------------------------------------------
 
 
-def worth_trying(error: UpstreamError, failed: Target, rest: Sequence[Target], model: Model) -> list[Target]:
+def worth_trying(
+    error: UpstreamError, failed: Target, rest: Sequence[Target], model: Model, *, kind_of: Callable[[Target], str]
+) -> list[Target]:
     """The model's targets that may do better than the one that failed so.
 
-    After a refused length those that are known to have more room; after any other refusal of the request, a content
+    After a refused length those that are known to have more room; where servers of a kind cannot do what was asked
+    those of other kinds; where a server lacks the model all; after any other refusal of the request, a content
     filter's too, none; else all. A rate limit comes here once no other key of the backend was left to try.
     """
     if isinstance(error, ContextTooLong):
         here = model.context_at(failed)
         return [target for target in rest if here is not None and (model.context_at(target) or 0) > here]
-    return list(rest) if error.retryable else []
+    if isinstance(error, UpstreamUnsupported):
+        return [target for target in rest if kind_of(target) != kind_of(failed)]
+    return list(rest) if error.retryable or isinstance(error, UpstreamModelMissing) else []
 
 
 def instead(error: UpstreamError, fallback: Fallback) -> str | None:

@@ -12,7 +12,8 @@
 --      19 fingerprint of the body that came with the idempotency key, or ''  20 '1': the ledger has it too
 --      21 '1': it was accepted before, and the store lost it: no limit refuses it  22 most jobs in the tenant's list,
 --      0: this one is not listed
--- Returns {code, job id, created ms, jobs ahead, wait ms or -1, ms until it may be taken or -1};
+-- Returns {code, job id, created ms, jobs ahead, wait ms or -1, ms until it may be taken or -1, jobs of the tenant that
+--      wait now, this one among them where it was taken, or -1 where that wasn't looked at};
 --      code: 0 accepted, 1 duplicate, 2 lane full, 3 tenant has too much waiting, 4 would end too late, 5 key taken by
 --      another body
 -- Derives `job:`, `bell:` and `held:` keys, and where they are needed `delayed`, `warm`, `workers` and `capacity`.
@@ -26,8 +27,9 @@ local class, model = tonumber(string.sub(lane_name, 1, 1)), string.sub(lane_name
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000) + offset_ms
 
-local function refused(code, of, created_ms, ahead, wait_ms, retry_ms)
-  return {code, of, tonumber(created_ms or now_ms), ahead or 0, math.ceil(wait_ms or -1), math.ceil(retry_ms or -1)}
+local function refused(code, of, created_ms, ahead, wait_ms, retry_ms, of_tenant)
+  return {code, of, tonumber(created_ms or now_ms), ahead or 0, math.ceil(wait_ms or -1), math.ceil(retry_ms or -1),
+    of_tenant or -1}
 end
 
 if fingerprint ~= '' then
@@ -42,7 +44,10 @@ if fingerprint ~= '' then
     end
   end
 end
-if redis.call('EXISTS', job) == 1 then return refused(1, id, redis.call('HGET', job, 'created_ms')) end
+if redis.call('EXISTS', job) == 1 then
+  local of_tenant = tonumber(redis.call('HGET', waiting, 'j:' .. tenant) or 0)
+  return refused(1, id, redis.call('HGET', job, 'created_ms'), nil, nil, nil, of_tenant)
+end
 
 -- Where a class has no virtual time yet, its lanes may have times of their own, from an older version.
 local function latest_of_lanes()
@@ -80,16 +85,16 @@ if ahead_tokens > 0 then
 end
 
 local accepted = ARGV[21] == '1'
-if not accepted and of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms) end
+if not accepted and of_tenant >= tonumber(ARGV[18]) then return refused(3, id, nil, of_tenant, wait_ms, nil, of_tenant) end
 if not accepted and (depth >= most or (delay_ms > 0 and redis.call('ZCARD', prefix .. 'delayed') >= most)) then
-  return refused(2, id, nil, depth, wait_ms)
+  return refused(2, id, nil, depth, wait_ms, nil, of_tenant)
 end
 if not accepted and wait_ms and ahead_tokens > 0 and delay_ms == 0 then
   -- With a margin: an estimate that is only just met by half of those taken has the other half cut in mid-answer.
   local service_ms = tonumber(string.match(times[3] or '0', '^%S+'))
   local late_ms = wait_ms * 1.25 + service_ms * 2 - deadline_in_ms
   -- Whoever comes back at the moment it might just fit meets all others who were told the same.
-  if late_ms > 0 then return refused(4, id, nil, ahead, wait_ms, math.max(late_ms, wait_ms / 4)) end
+  if late_ms > 0 then return refused(4, id, nil, ahead, wait_ms, math.max(late_ms, wait_ms / 4), of_tenant) end
 end
 
 if not times[1] then redis.call('HSET', fair, 'v:' .. class, string.format('%.3f', virtual)) end
@@ -125,7 +130,7 @@ if ARGV[22] ~= '0' then
   if redis.call('PTTL', jobs) < life_ms then redis.call('PEXPIRE', jobs, life_ms + 60000) end
   if time[2] % 32 == 0 then redis.call('ZREMRANGEBYRANK', jobs, 0, -1 - ARGV[22]) end
 end
-local answer = {0, id, now_ms, ahead, math.ceil(wait_ms or -1), -1}
+local answer = {0, id, now_ms, ahead, math.ceil(wait_ms or -1), -1, of_tenant + 1}
 if delay_ms > 0 then
   redis.call('HSET', waiting, 'j:' .. tenant, of_tenant + 1)
   redis.call('ZADD', prefix .. 'delayed', now_ms + delay_ms, id)

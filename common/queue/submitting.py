@@ -30,6 +30,7 @@ class Submitting(Ending):
         `accepted`: it was taken before, and the store lost it: no limit refuses it.
         """
         lane = keys.lane_name(job.priority, job.model)
+        most = self._most_waiting if most_waiting is None else most_waiting
         reply = await self._store.call(
             "submit",
             keys.pool_prefix(job.pool),
@@ -50,14 +51,14 @@ class Submitting(Ending):
                 self._most_in_lane,
                 self._retention.record_ms,
                 job.weight,
-                self._most_waiting if most_waiting is None else most_waiting,
+                most,
                 job.fingerprint if job.idempotency else "",
                 int(job.journal),
                 int(accepted),
                 0 if job.batch else TENANT_JOBS_MOST,
             ),
         )
-        return _admitted(reply)
+        return _admitted(reply, most)
 
     async def same_body(self, tenant: str, idempotency: str, fingerprint: str, *, life_ms: int) -> bool:
         """Whether this key came with this body before, or never: for keys that must hold in more than one pool."""
@@ -164,9 +165,10 @@ def _submit_keys(job: Job, lane: str) -> tuple[str, ...]:
     )
 
 
-def _admitted(reply: list[Any]) -> Admitted:
-    code, job_id, created_ms, ahead, wait_ms, retry_ms = reply
-    return Admitted(Submitted(code), job_id.decode(), created_ms, ahead, _known(wait_ms), _known(retry_ms))
+def _admitted(reply: list[Any], most_waiting: int) -> Admitted:
+    code, job_id, created_ms, ahead, wait_ms, retry_ms, waiting = reply
+    told = _known(wait_ms), _known(retry_ms), _known(waiting)
+    return Admitted(Submitted(code), job_id.decode(), created_ms, ahead, *told, most_waiting)
 
 
 def _place(state: bytes, position: int, wait_ms: int) -> Place | None:

@@ -67,7 +67,9 @@ class Admitted:
 
     `job_id` is another's where an idempotency key was known. `ahead` counts the jobs that go first in the lane (for
     TENANT_FULL: that the tenant has waiting), `wait_ms` is how long that takes at the pace measured, None where that is
-    unknown; `retry_ms` tells, for TOO_LATE, by how much the job would miss its deadline.
+    unknown; `retry_ms` tells, for TOO_LATE, by how much the job would miss its deadline. `waiting` of at most
+    `most_waiting` jobs of the tenant wait now in this pool, this one among them where it was taken; None where nobody
+    looked.
     """
 
     code: Submitted
@@ -76,6 +78,8 @@ class Admitted:
     ahead: int
     wait_ms: int | None = None
     retry_ms: int | None = None
+    waiting: int | None = None
+    most_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ async def _examine_backend(client: httpx.AsyncClient, settings: Settings, backen
 async def _ask_backend(
     client: httpx.AsyncClient, backend: Backend, wanted: Sequence[str], key: str | None, subject: str
 ) -> Finding:
-    path = MODELS_PATHS.get(backend.kind, "/v1/models")
+    path = MODELS_PATHS.get(backend.kind) or backend.path_of("/v1/models")
     try:
         answer = await client.get(backend.url + path, headers=key_headers(backend.kind, key))
     except httpx.TransportError as error:

@@ -12,7 +12,7 @@ import orjson
 from common.contracts import Failure, Job, JsonObject, Outcome, State
 from common.errors import BadRequest
 from common.ledger.batch_lines import BAD, GOOD, UNDONE, LineEnd
-from gateway.dialects.bounded import MAX_NODES, SchemasOf, read_object
+from gateway.dialects.bounded import MAX_NODES, SchemasOf, metadata_with_bodys, read_object
 from gateway.dialects.completions import ENDPOINT as COMPLETIONS
 from gateway.dialects.completions import completions_request
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS
@@ -55,7 +55,9 @@ class LineRequest:
 def request_of(batch_id: str, endpoint: str, data: bytes) -> LineRequest:
     """What a line that was found valid asks for. Raises BadRequest naming the field of its body."""
     schemas, most_values = _SCHEMAS[endpoint]
-    document = read_object(data, lambda found: schemas(found["body"]), most_values=most_values)
+    document = read_object(
+        data, lambda found: schemas(found["body"]), most_values=most_values, metadata_of=metadata_with_bodys
+    )
     body: JsonObject = document["body"]
     metadata: JsonObject = {"batch_id": batch_id, "custom_id": document["custom_id"]}
     if endpoint == RESPONSES:

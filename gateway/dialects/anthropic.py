@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import orjson
-from pydantic_core import from_json
 
 from common.contracts import Failure, Job, JsonObject, Outcome, Position
 from common.errors import BadRequest
 from common.queue import Place
+from common.thoughts import BLOCKS, PROOF, TEXT, Thought, entry_of, in_order, thoughts_of
 from gateway.dialects.anthropic_blocks import Blocks, event, tool_id
+from gateway.dialects.anthropic_request import DISABLED
+from gateway.dialects.arguments import arguments_of, call_of
 from gateway.dialects.shape import EVENT_STREAM
 from gateway.errors import anthropic_error_object
 
@@ -58,40 +61,37 @@ def _head(job: Job, **rest: Any) -> JsonObject:
 
 
 def _content(said: JsonObject, job: Job) -> list[JsonObject]:
-    thought, signature = _shown(said, job.asked.get("thinking"))
+    """The answer's blocks, as they were said."""
+    content: str = said.get("content") or ""
+    calls: list[JsonObject] = said.get("tool_calls") or []
+    thoughts = [thought for one in thoughts_of(said) if (thought := _shown(one, job.asked.get("thinking")))]
+    refusal: list[JsonObject] = [{"type": "text", "text": said["refusal"]}] if said.get("refusal") else []
     blocks: list[JsonObject] = []
-    if thought or signature:
-        blocks.append({"type": "thinking", "thinking": thought, "signature": signature})
-    blocks += [{"type": "text", "text": text} for text in (said.get("content"), said.get("refusal")) if text]
-    for number, call in enumerate(said.get("tool_calls") or ()):
-        function = call["function"]
-        named = {"id": call.get("id") or tool_id(job.id, number), "name": function["name"]}
-        blocks.append({"type": "tool_use", **named, "input": _input(function["arguments"])})
-    return blocks
+    for piece in in_order(thoughts, len(content), len(calls)):
+        if isinstance(piece, Thought):
+            blocks.append(piece.block())
+        elif isinstance(piece, slice):
+            blocks.append({"type": "text", "text": content[piece]})
+        else:
+            # Before any call, as texts are.
+            blocks += [*refusal, _called(calls[piece], piece, job)]
+            refusal = []
+    return [*blocks, *refusal]
 
 
-def _shown(said: JsonObject, display: str | None) -> tuple[str, str]:
-    """The thoughts and their signature, as far as they were asked for: `omitted` leaves the signature alone."""
-    if display is None:
-        return "", ""
-    thought: str = said.get("reasoning_content") or ""
-    return "" if display == "omitted" else thought, said.get("reasoning_signature") or ""
+def _called(call: JsonObject, number: int, job: Job) -> JsonObject:
+    name, text = call_of(call)
+    named = {"id": call.get("id") or tool_id(job.id, number), "name": name}
+    return {"type": "tool_use", **named, "input": arguments_of(text)}
 
 
-def _input(arguments: str) -> Any:
-    """A call's arguments: as the model wrote them, or of what broke off in the middle the part that can be read."""
-    try:
-        if type(orjson.loads(arguments)) is dict:
-            # Not read and written anew: numbers stay as long as they are.
-            return orjson.Fragment(arguments)
-        return {}
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        found = from_json(arguments, allow_inf_nan=False, allow_partial="trailing-strings")
-        return orjson.Fragment(orjson.dumps(found)) if isinstance(found, dict) else {}
-    except (ValueError, orjson.JSONEncodeError):
-        return {}
+def _shown(thought: Thought, asked: str | None) -> Thought | None:
+    """The thought as far as it was asked for: `omitted` leaves its signature alone. None where nothing is left.
+
+    So it is where nothing was said of thinking, too: some of Anthropic's models think always, and want it back.
+    """
+    shown = replace(thought, text="") if asked in (None, "omitted") else thought
+    return shown if asked != DISABLED and (shown.text or shown.proof) else None
 
 
 def _stop(reason: str | None, choice: JsonObject, asked: JsonObject, said: JsonObject) -> tuple[str, str | None]:
@@ -139,7 +139,8 @@ class MessageShape:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._blocks = Blocks(job.id)
-        self._display: str | None = job.asked.get("thinking")
+        self._thinking: str | None = job.asked.get("thinking")
+        self._listed = self._told = 0
         self._said: JsonObject = {}
         self._last: JsonObject = {}
         self._void = False
@@ -200,8 +201,10 @@ class MessageShape:
         return self._delta(delta)
 
     def _delta(self, delta: JsonObject) -> bytes:
+        if delta.get(BLOCKS) and any(delta.get(name) for name in ("content", "tool_calls", TEXT)):
+            return b"".join([self._delta(one) for one in _deltas_of(delta)])
         blocks = self._blocks
-        said = [blocks.thinking(*_shown(delta, self._display))]
+        said = self._thoughts(delta)
         for name in ("content", "refusal"):
             if text := delta.get(name):
                 self._said[name] = True
@@ -210,6 +213,43 @@ class MessageShape:
             self._said["tool_calls"] = True
             said.append(blocks.call(call.get("index", number), call))
         return b"".join(said)
+
+    def _thoughts(self, delta: JsonObject) -> list[bytes]:
+        """A piece of thinking, a signature that ends a block, and blocks that have ended: those told before as well."""
+        said: list[bytes] = []
+        if text := delta.get(TEXT):
+            said.append(self._thought(Thought(text, "")))
+        if proof := delta.get(PROOF):
+            self._told += 1
+            said.append(self._thought(Thought("", proof)))
+        for entry in delta.get(BLOCKS) or ():
+            self._listed += 1
+            if self._listed > self._told and (thought := entry_of(entry)):
+                self._told += 1
+                said.append(self._thought(replace(thought, text="")))
+        return said
+
+    def _thought(self, thought: Thought) -> bytes:
+        shown = _shown(thought, self._thinking)
+        if shown is None:
+            return b""
+        return self._blocks.redacted(shown.proof) if shown.redacted else self._blocks.thinking(shown.text, shown.proof)
+
+
+def _deltas_of(said: JsonObject) -> Iterator[JsonObject]:
+    """A whole message's deltas, as it could have been streamed."""
+    content: str = said.get("content") or ""
+    calls: list[JsonObject] = said.get("tool_calls") or []
+    for piece in in_order(thoughts_of(said), len(content), len(calls)):
+        if isinstance(piece, Thought):
+            yield {TEXT: piece.text}
+            yield {BLOCKS: [piece.entry(told=True)]}
+        elif isinstance(piece, slice):
+            yield {"content": content[piece]}
+        else:
+            yield {"tool_calls": [{"index": piece, **calls[piece]}]}
+    if said.get("refusal"):
+        yield {"refusal": said["refusal"]}
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ from typing import Final
 import orjson
 
 from common.contracts import JsonObject
+from gateway.dialects.arguments import call_of
 from gateway.dialects.nesting import Nesting
 
 Key = tuple[str, int]
 
 _TEXT: Final[Key] = ("text", 0)
 _THINKING: Final[Key] = ("thinking", 0)
+_REDACTED: Final = "redacted_thinking"
 _TOOL: Final = "tool_use"
 
 
@@ -33,13 +35,14 @@ class Blocks:
     Until then what belongs elsewhere is held, so that nothing is ever torn or lost.
     """
 
-    __slots__ = ("_calls", "_held", "_index", "_job_id", "_open", "_prefix", "_thought")
+    __slots__ = ("_calls", "_held", "_index", "_job_id", "_open", "_prefix", "_redacted", "_thought")
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._index = -1
         self._open: Key | None = None
         self._prefix = b""
+        self._redacted = 0
         self._thought: int | None = None
         self._calls: dict[int, _Call] = {}
         self._held: dict[Key, list[str]] = {}
@@ -61,14 +64,18 @@ class Blocks:
         self._thought = None
         return said + told + (self._close() if self._open == _THINKING else b"")
 
+    def redacted(self, data: str) -> bytes:
+        """The events of a block of thinking that only its maker can read."""
+        self._redacted += 1
+        return self._add((_REDACTED, self._redacted), data)
+
     def call(self, index: int, piece: JsonObject) -> bytes:
         """The events of a piece of a tool call. Of ids and names that come again the first counts."""
         call = self._calls.get(index)
         if call is None:
             call = self._calls[index] = _Call(tool_id(self._job_id, index))
-        function: JsonObject = piece.get("function") or {}
-        arguments: str = function.get("arguments") or ""
-        call.add(piece.get("id"), function.get("name"), arguments)
+        name, arguments = call_of(piece)
+        call.add(piece.get("id"), name, arguments)
         # What follows a whole object can only be white space.
         return b"" if call.ended else self._add((_TOOL, index), arguments)
 
@@ -90,19 +97,21 @@ class Blocks:
             if key[0] == _TOOL and not self._calls[key[1]].name and not at_last:
                 break
             piece = "".join(self._held.pop(key))
-            said += [self._close(), self._start(key), self._delta(piece)]
+            said += [self._close(), self._start(key, piece), b"" if key[0] == _REDACTED else self._delta(piece)]
         return b"".join(said)
 
     def _may_close(self) -> bool:
         return self._open is None or self._open[0] != _TOOL or self._calls[self._open[1]].whole()
 
-    def _start(self, key: Key) -> bytes:
+    def _start(self, key: Key, piece: str) -> bytes:
         self._open = key
         self._index += 1
         kind, number = key
         if kind == _TOOL:
             call = self._calls[number]
             block: JsonObject = {"type": _TOOL, "id": call.id, "name": call.name, "input": {}}
+        elif kind == _REDACTED:
+            block = {"type": kind, "data": piece}
         else:
             block = {"type": kind, kind: ""}
         if key == _THINKING:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
-
 from common.contracts import JsonObject
 from common.errors import BadRequest
+from gateway.dialects.anthropic_messages import mark_of, messages_of, missing, system_of
 from gateway.dialects.anthropic_schema import COUNT_TOKENS_BODY, MESSAGES_BODY, MessagesBody
 from gateway.dialects.bounded import is_list, is_object, read_object
-from gateway.dialects.chat_schema import MAX_MESSAGES, MAX_TOOLS, ChatBody, check
+from gateway.dialects.chat_schema import MAX_MESSAGES, MAX_TOOLS_ELSEWHERE, ChatBody, check
 from gateway.dialects.openai import ChatRequest, chat_request
 
 DIALECT: Final = "anthropic"
-MAX_ADDRESS_CHARACTERS: Final = 8_192
 SCHEMA_NAME: Final = "answer"
+DISABLED: Final = "disabled"
 # Up to so many tokens of thinking a request counts as one for little of it; above the second as one for much.
 LOW_EFFORT_TOKENS: Final = 4_096
 MEDIUM_EFFORT_TOKENS: Final = 16_384
@@ -59,8 +58,9 @@ def schemas_of(document: JsonObject) -> Iterator[tuple[str, JsonObject]]:
         yield from ((f"tools[{index}].input_examples", one) for one in _objects(tool.get("input_examples")))
     config = document.get("output_config")
     form = config.get("format") if is_object(config) else None
-    if is_object(form) and is_object(schema := form.get("schema")):
-        yield "output_config.format.schema", schema
+    for name, one in (("output_config.format", form), ("output_format", document.get("output_format"))):
+        if is_object(one) and is_object(schema := one.get("schema")):
+            yield f"{name}.schema", schema
     for message in _objects(document.get("messages")):
         for block in _objects(message.get("content")):
             if is_object(given := block.get("input")):
@@ -73,7 +73,7 @@ def _objects(value: Any) -> Iterator[JsonObject]:
 
 def _read(raw: bytes, body: Any) -> JsonObject:
     document = read_object(raw, schemas_of)
-    for name, most in (("messages", MAX_MESSAGES), ("tools", MAX_TOOLS)):
+    for name, most in (("messages", MAX_MESSAGES), ("tools", MAX_TOOLS_ELSEWHERE)):
         # Before the rest, which would look at each of them first.
         if is_list(value := document.get(name)) and len(value) > most:
             raise BadRequest(f"{name}: at most {most} entries, {len(value)} were given.", param=name)
@@ -90,17 +90,17 @@ def _read(raw: bytes, body: Any) -> JsonObject:
 def _request(document: JsonObject) -> ChatRequest:
     body: JsonObject = {name: value for name, value in document.items() if name not in _OWN and name not in _DROPPED}
     body.update({name: document[name] for name in _AS_THEY_ARE if document.get(name) is not None})
-    body["messages"] = [*_system(document.get("system")), *_messages(document["messages"])]
+    body["messages"] = [*system_of(document.get("system")), *messages_of(document["messages"])]
     body.update(_tools(document))
     body.update(_output(document))
-    body.update(_mark(document))
+    body.update(mark_of(document))
     if stops := document.get("stop_sequences"):
         body["stop"] = stops
     metadata: JsonObject = document.get("metadata") or {}
     if user := metadata.get("user_id"):
         body["user"] = user
     try:
-        chat = chat_request(body)
+        chat = chat_request(body, wide=True)
     except BadRequest as error:
         raise _in_our_words(error) from None
     return replace(chat, dialect=DIALECT, asked=_asked(document))
@@ -112,9 +112,8 @@ def _asked(document: JsonObject) -> JsonObject:
     if stops := document.get("stop_sequences"):
         asked["stop_sequences"] = stops
     thinking: JsonObject = document.get("thinking") or {}
-    # Who does not ask for thoughts gets none, even of models that always think: so Anthropic documents it.
-    if thinking.get("type", "disabled") != "disabled":
-        asked["thinking"] = thinking.get("display") or "summarized"
+    if kind := thinking.get("type"):
+        asked["thinking"] = DISABLED if kind == DISABLED else thinking.get("display") or "summarized"
     return asked
 
 
@@ -136,210 +135,6 @@ def _in_our_words(error: BadRequest) -> BadRequest:
         message = theirs.sub(ours, message)
         param = theirs.sub(ours, param) if param else param
     return BadRequest(message, param=param, code=failure.code)
-
-
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-def _system(system: str | list[JsonObject] | None) -> list[JsonObject]:
-    content = system if isinstance(system, str) else _content([_text(block) for block in system or ()])
-    return [{"role": "system", "content": content}] if content else []
-
-
-def _messages(messages: list[JsonObject]) -> Iterator[JsonObject]:
-    for index, message in enumerate(messages):
-        content, at = message["content"], f"messages[{index}].content"
-        if isinstance(content, str):
-            if not content:
-                raise BadRequest(f"{at}: this field is required.", param=at)
-            yield {"role": message["role"], "content": content}
-        elif message["role"] == "assistant":
-            yield from _assistant(content, at)
-        else:
-            yield from _user(message["role"], content, at)
-
-
-def _user(role: str, blocks: list[JsonObject], at: str) -> Iterator[JsonObject]:
-    """Results first, since they must follow their calls at once; then whatever else the turn says."""
-    parts: list[JsonObject] = []
-    said = False
-    for place, block in _each(blocks, at, ("text", "image", "document", "tool_result")):
-        if block["type"] == "tool_result":
-            said = True
-            texts, media = _result(block, place)
-            parts += media
-            failed = {"is_error": True} if block.get("is_error") else {}
-            result = {"role": "tool", "tool_call_id": block["tool_use_id"], "content": _content(texts)}
-            yield {**result, **failed, **_mark(block)}
-        else:
-            parts += _parts(block, place)
-    if content := _content(parts):
-        yield {"role": role, "content": content}
-    elif not said:
-        raise BadRequest(f"{at}: this field is required.", param=at)
-
-
-def _result(block: JsonObject, at: str) -> tuple[list[JsonObject], list[JsonObject]]:
-    """A tool's result as text parts, and the pictures in it: servers take text only as a tool's answer."""
-    content = block.get("content")
-    if content is None or isinstance(content, str):
-        return ([_text({"text": content})] if content else []), []
-    texts: list[JsonObject] = []
-    media: list[JsonObject] = []
-    for place, inner in _each(content, f"{at}.content", ("text", "image", "document")):
-        for part in _parts(inner, place):
-            (texts if part["type"] == "text" else media).append(part)
-    return texts, media
-
-
-def _assistant(blocks: list[JsonObject], at: str) -> Iterator[JsonObject]:
-    """One message. One of which nothing is left, as of thinking that nobody here can read, is left out."""
-    kinds = ("text", "thinking", "redacted_thinking", "tool_use")
-    known = list(_each(blocks, at, kinds))
-    content = _content([_text(block) for _, block in known if block["type"] == "text"])
-    calls = [_call(block) for _, block in known if block["type"] == "tool_use"]
-    message: JsonObject = {"role": "assistant", "content": content or None}
-    if calls:
-        message["tool_calls"] = calls
-        # Models that think between calls want to find it again; elsewhere it is of no more use.
-        message.update(_thoughts([block for _, block in known if block["type"] == "thinking"]))
-    if content or calls:
-        yield message
-
-
-def _thoughts(blocks: list[JsonObject]) -> JsonObject:
-    """What was thought, with its signature where it is one text, since that fits no other."""
-    text = "".join(block["thinking"] for block in blocks)
-    if len(blocks) == 1 and (signature := blocks[0].get("signature")):
-        return {"reasoning_content": text, "reasoning_signature": signature}
-    return {"reasoning_content": text} if text else {}
-
-
-def _call(block: JsonObject) -> JsonObject:
-    function = {"name": block["name"], "arguments": orjson.dumps(block["input"]).decode()}
-    return {"id": block["id"], "type": "function", "function": function, **_mark(block)}
-
-
-_NEEDED: Final = {
-    "text": ("text",),
-    "image": ("source",),
-    "document": ("source",),
-    "thinking": ("thinking",),
-    "tool_use": ("id", "name", "input"),
-    "tool_result": ("tool_use_id",),
-}
-
-
-def _each(blocks: Iterable[JsonObject], at: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, JsonObject]]:
-    """The blocks, each with its place. Raises BadRequest for one that may not stand here or lacks what it needs."""
-    for number, block in enumerate(blocks):
-        kind, place = block["type"], f"{at}[{number}]"
-        if kind not in kinds:
-            raise BadRequest(f"{place}.type: must be one of {', '.join(kinds)} here.", param=f"{place}.type")
-        for name in _NEEDED.get(kind, ()):
-            if block.get(name) is None or (name == "tool_use_id" and not block[name]):
-                raise _missing(f"{place}.{name}")
-        yield place, block
-
-
-def _missing(param: str) -> BadRequest:
-    return BadRequest(f"{param}: this field is required.", param=param)
-
-
-def _content(parts: list[JsonObject]) -> str | list[JsonObject]:
-    """Parts as a message holds them: one text alone is a text, which every server takes."""
-    parts = [part for part in parts if part["type"] != "text" or part["text"]]
-    if not parts:
-        return ""
-    alone = len(parts) == 1 and parts[0].keys() == {"type", "text"}
-    return parts[0]["text"] if alone else parts
-
-
-def _text(block: JsonObject) -> JsonObject:
-    return {"type": "text", "text": block["text"], **_mark(block)}
-
-
-def _mark(marked: JsonObject) -> JsonObject:
-    """The mark that a cache may end here, which only Anthropic's servers get; nothing without one."""
-    mark = marked.get("cache_control")
-    if not is_object(mark):
-        return {}
-    told = {name: mark[name] for name in ("type", "ttl") if isinstance(mark.get(name), str)}
-    return {"cache_control": told} if "type" in told else {}
-
-
-# --- media ------------------------------------------------------------------------------------------------------------
-
-
-def _parts(block: JsonObject, at: str) -> list[JsonObject]:
-    """What a block becomes among a message's parts. Raises BadRequest."""
-    match block["type"]:
-        case "text":
-            return [_text(block)]
-        case "image":
-            url = _image(block["source"], f"{at}.source")
-            return [{"type": "image_url", "image_url": {"url": url}, **_mark(block)}]
-        case _:
-            parts = _document(block, f"{at}.source")
-            return [*parts[:-1], {**parts[-1], **_mark(block)}] if parts else []
-
-
-def _image(source: JsonObject, at: str) -> str:
-    if source["type"] == "base64":
-        return _data_url(source, at)
-    if source["type"] != "url":
-        raise BadRequest(f"{at}.type: must be base64 or url here.", param=f"{at}.type")
-    url = source.get("url")
-    # The model's server will fetch it, if anybody does.
-    if not isinstance(url, str) or not url.startswith("https://") or len(url) > MAX_ADDRESS_CHARACTERS:
-        raise BadRequest(f"{at}.url: must begin with https://.", param=f"{at}.url")
-    return url
-
-
-def _document(block: JsonObject, at: str) -> list[JsonObject]:
-    source = block["source"]
-    match source["type"]:
-        case "text":
-            return [{"type": "text", "text": _given(source, "data", at)}]
-        case "base64":
-            name = block.get("title") or "document"
-            return [{"type": "file", "file": {"filename": name, "file_data": _data_url(source, at)}}]
-        case "content":
-            return _inner(source.get("content"), f"{at}.content")
-        case _:
-            raise BadRequest(f"{at}.type: must be base64, text or content here.", param=f"{at}.type")
-
-
-def _inner(content: Any, at: str) -> list[JsonObject]:
-    """A document's own blocks: texts and pictures."""
-    if isinstance(content, str) and content:
-        return [_text({"text": content})]
-    if not is_list(content) or not content:
-        raise _missing(at)
-    found: list[JsonObject] = []
-    for number, block in enumerate(content):
-        place = f"{at}[{number}]"
-        if not is_object(block) or block.get("type") not in ("text", "image"):
-            raise BadRequest(f"{place}.type: must be text or image here.", param=f"{place}.type")
-        if block["type"] == "text":
-            found.append({"type": "text", "text": _given(block, "text", place)})
-            continue
-        source = block.get("source")
-        if not is_object(source) or not isinstance(source.get("type"), str):
-            raise _missing(f"{place}.source")
-        found += _parts(block, place)
-    return found
-
-
-def _data_url(source: JsonObject, at: str) -> str:
-    return f"data:{_given(source, 'media_type', at)};base64,{_given(source, 'data', at)}"
-
-
-def _given(source: JsonObject, name: str, at: str) -> str:
-    value = source.get(name)
-    if not isinstance(value, str) or not value:
-        raise _missing(f"{at}.{name}")
-    return value
 
 
 # --- tools and format -------------------------------------------------------------------------------------------------
@@ -365,7 +160,7 @@ def _tool(tool: JsonObject) -> JsonObject:
     for name in ("description", "strict"):
         if tool.get(name) is not None:
             function[name] = tool[name]
-    return {"type": "function", "function": function, **_mark(tool)}
+    return {"type": "function", "function": function, **mark_of(tool)}
 
 
 def _choice(choice: JsonObject, names: set[str]) -> str | JsonObject:
@@ -373,19 +168,24 @@ def _choice(choice: JsonObject, names: set[str]) -> str | JsonObject:
     if kind != "tool":
         return {"any": "required"}.get(kind, kind)
     if "name" not in choice:
-        raise _missing("tool_choice.name")
+        raise missing("tool_choice.name")
     if choice["name"] not in names:
         raise BadRequest("tool_choice.name: none of the tools has this name.", param="tool_choice.name")
     return {"type": "function", "function": {"name": choice["name"]}}
 
 
 def _output(document: JsonObject) -> JsonObject:
-    """How much to think, and in which form to answer."""
+    """How much to think, or to do at all, and in which form to answer.
+
+    Anthropic's own servers get the effort in their own words: to others it can only say how much to think.
+    """
     config: JsonObject = document.get("output_config") or {}
-    body: JsonObject = {}
-    if effort := config.get("effort") or _effort(document.get("thinking") or {}):
+    effort: str | None = config.get("effort")
+    body: JsonObject = {"output_config": {"effort": effort}} if effort else {}
+    if effort := effort or _effort(document.get("thinking") or {}):
         body["reasoning_effort"] = {"max": "xhigh"}.get(effort, effort)
-    if form := config.get("format"):
+    # `output_format` is the word of its beta, which SDKs still say.
+    if form := config.get("format") or document.get("output_format"):
         named = {"name": SCHEMA_NAME, "strict": True, "schema": form["schema"]}
         body["response_format"] = {"type": "json_schema", "json_schema": named}
     return body

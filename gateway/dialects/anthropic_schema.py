@@ -10,7 +10,15 @@ from typing import Annotated, Any, Final, Literal, Required
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from gateway.dialects.chat_schema import MAX_MESSAGES, MAX_TOOLS, FunctionName, Label, Stops, TokenLimit, Word
+from gateway.dialects.chat_schema import (
+    MAX_MESSAGES,
+    MAX_TOOLS_ELSEWHERE,
+    FunctionName,
+    Label,
+    ManyStops,
+    TokenLimit,
+    Word,
+)
 
 MAX_BLOCKS: Final = 10_000
 MAX_TOP_K: Final = 1_000_000
@@ -33,12 +41,18 @@ class AnthropicSource(TypedDict, total=False):
     content: Any
 
 
+Matter = Literal["text", "image", "document", "search_result"]
+# A search result's is a name, as its address.
+Source = Annotated[AnthropicSource | str, Field(union_mode="left_to_right")]
+
+
 @with_config(_OPEN)
 class AnthropicInnerBlock(TypedDict, total=False):
-    type: Required[Literal["text", "image", "document"]]
+    type: Required[Matter]
     text: str
-    source: AnthropicSource
+    source: Source
     title: str | None
+    content: Any
     cache_control: AnthropicCacheControl | None
 
 
@@ -47,12 +61,13 @@ InnerBlocks = Annotated[list[AnthropicInnerBlock], Field(max_length=MAX_BLOCKS, 
 
 @with_config(_OPEN)
 class AnthropicBlock(TypedDict, total=False):
-    type: Required[Literal["text", "image", "document", "thinking", "redacted_thinking", "tool_use", "tool_result"]]
+    type: Required[Literal[Matter, "thinking", "redacted_thinking", "tool_use", "tool_result"]]
     text: str
-    source: AnthropicSource
+    source: Source
     title: str | None
     thinking: str
     signature: str | None
+    data: str
     id: Label
     name: FunctionName
     input: dict[str, Any]
@@ -129,10 +144,11 @@ class CountTokensBody(TypedDict, total=False):
     model: Required[Annotated[str, Field(min_length=1, max_length=256)]]
     messages: Required[Annotated[list[AnthropicMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]]
     system: Annotated[str | SystemBlocks | None, Field(union_mode="left_to_right")]
-    tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
+    tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOLS_ELSEWHERE, fail_fast=True)] | None
     tool_choice: AnthropicToolChoice | None
     thinking: AnthropicThinking | None
     output_config: AnthropicOutput | None
+    output_format: AnthropicFormat | None
     cache_control: AnthropicCacheControl | None
     mcp_servers: Annotated[list[Any], Field(max_length=0)] | None
     container: None
@@ -147,7 +163,7 @@ class MessagesBody(CountTokensBody, total=False):
     temperature: Annotated[float, Field(ge=0, le=1)] | None
     top_p: Annotated[float, Field(ge=0, le=1)] | None
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None
-    stop_sequences: Stops | None
+    stop_sequences: ManyStops | None
     metadata: AnthropicMetadata | None
     service_tier: Word | None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Required
+from typing import Annotated, Final, Literal, Required
 
 import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -44,30 +44,22 @@ class BatchBody(TypedDict, total=False):
 
 BATCH_BODY: Final = TypeAdapter(BatchBody)
 
-# Names in metadata are the caller's own.
-_METADATA: Final = "metadata"
-
 
 def parse_batch(raw: bytes) -> JsonObject:
     """The checked request in a body. Raises BadRequest naming the field."""
-    body = read_object(raw, _metadata)
+    body = read_object(raw, lambda _: ())
     check(BATCH_BODY, body)
     return body
 
 
-def _metadata(found: JsonObject) -> list[tuple[str, JsonObject]]:
-    given: Any = found.get(_METADATA)
-    return [(_METADATA, given)] if type(given) is dict else []
-
-
 def batch_object(batch: Batch) -> JsonObject:
-    """OpenAI's batch object: every key of it, null where it is not known (yet)."""
+    """OpenAI's batch object without what is not known (yet): by its schema a key is there or not, and never null."""
     ended_at = {batch.status: _seconds(batch.ended_ms)} if batch.ended_ms is not None else {}
-    return {
+    shown: JsonObject = {
         "id": batch.id,
         "object": "batch",
         "endpoint": batch.endpoint,
-        **({"model": batch.model} if batch.model else {}),
+        "model": batch.model or None,
         "errors": orjson.loads(batch.errors) if batch.errors else None,
         "input_file_id": batch.input_file_id,
         "completion_window": WINDOW,
@@ -85,8 +77,9 @@ def batch_object(batch: Batch) -> JsonObject:
         "cancelled_at": ended_at.get(CANCELLED),
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "usage": _usage(batch),
-        "metadata": orjson.loads(batch.metadata) if batch.metadata else None,
     }
+    metadata = orjson.loads(batch.metadata) if batch.metadata else None
+    return {name: value for name, value in shown.items() if value is not None} | {"metadata": metadata}
 
 
 def _usage(batch: Batch) -> JsonObject:

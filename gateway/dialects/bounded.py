@@ -21,6 +21,7 @@ MAX_NAMES_CHARACTERS: Final = 32_768
 MAX_NUMBER: Final = 2.0**64
 
 SchemasOf = Callable[[JsonObject], Iterable[tuple[str, JsonObject]]]
+MetadataOf = Callable[[JsonObject], Iterable[Any]]
 
 # Compounds that no honest field has as a part of its name, in snake, kebab and camel case: `openai_api_base`, `apiKey`.
 _COMPOUNDS: Final = (
@@ -38,6 +39,10 @@ _WORDS: Final = (
 _FORBIDDEN: Final = re.compile(
     rf"(?:^|[^a-z0-9])(?:{_COMPOUNDS})(?![a-z0-9])|(?:^|[\[\].\n])(?:{_WORDS})(?:$|[\[\].\n])", re.IGNORECASE
 )
+# Metadata is the caller's own notes, which nobody here reads: only these names are refused there.
+_IN_METADATA: Final = re.compile(
+    r"(?:^|[\[\].\n])(?:api[_-]?base|base[_-]?url|model[_-]?list|fallbacks|headers)(?:$|[\[\].\n])", re.IGNORECASE
+)
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # Names met in nearly every request: a mapping that has only these needs no further look.
@@ -53,10 +58,24 @@ _PLAIN: Final = frozenset(
 )
 
 
-def read_object(raw: bytes, schemas_of: SchemasOf, *, most_values: int = MAX_NODES) -> JsonObject:
+def own_metadata(document: JsonObject) -> Iterable[Any]:
+    """The metadata of a request."""
+    return (document.get("metadata"),)
+
+
+def metadata_with_bodys(document: JsonObject) -> Iterable[Any]:
+    """The metadata of what has a request as its `body`, and that request's own."""
+    body = document.get("body")
+    return (document.get("metadata"), body.get("metadata") if is_object(body) else None)
+
+
+def read_object(
+    raw: bytes, schemas_of: SchemasOf, *, most_values: int = MAX_NODES, metadata_of: MetadataOf = own_metadata
+) -> JsonObject:
     """The JSON object in these bytes, of at most so many values. Raises BadRequest.
 
     `schemas_of` tells the JSON schemas in it: a schema may describe a property by any name, so names are free there.
+    `metadata_of` tells the metadata in it, where nearly all names are free.
     """
     outside = _outside_strings(raw)
     if _count_values(outside) > most_values:
@@ -68,10 +87,13 @@ def read_object(raw: bytes, schemas_of: SchemasOf, *, most_values: int = MAX_NOD
         raise BadRequest(f"The body is not valid JSON: {error.msg[:80]} at {where}.", code="invalid_json") from None
     if not is_object(document):
         raise BadRequest("The body must be a JSON object.", code="invalid_json")
-    names = _survey(document, {id(schema) for _, schema in schemas_of(document)})
+    notes = [found for found in metadata_of(document) if is_object(found)]
+    names = _survey(document, {id(free) for free in (*notes, *(schema for _, schema in schemas_of(document)))})
     # Each name stands before one colon; a name that came twice is only once in what the parser made.
     if names != outside.count(b":"):
         raise BadRequest("The body has the same name twice in one object.", code="invalid_json")
+    if notes:
+        _check_names(_names_in(notes), _IN_METADATA)
     return document
 
 
@@ -105,13 +127,16 @@ def _outside_strings(raw: bytes) -> bytes:
     return b"".join(raw.split(b'"')[::2])
 
 
-def _survey(document: JsonObject, schemas: set[int]) -> int:
-    """How many names the document holds. Raises BadRequest for one that is forbidden, and for depth."""
+def _survey(document: JsonObject, frees: set[int]) -> int:
+    """How many names the document holds. Raises BadRequest for one that is forbidden, and for depth.
+
+    `frees`: the ids of those objects in which names are not looked at.
+    """
     names = 0
     depth = 0
     odd: set[str] = set()
-    level: list[Any] = [document]
-    free: list[Any] = []
+    level: list[Any] = [document] if id(document) not in frees else []
+    free: list[Any] = [] if level else [document]
     while level or free:
         depth += 1
         if depth > MAX_DEPTH:
@@ -123,11 +148,23 @@ def _survey(document: JsonObject, schemas: set[int]) -> int:
         inside, level_names = _below(level)
         names += free_names + level_names
         level, free = inside, inside_free
-        if schemas:
-            free += [node for node in level if id(node) in schemas]
-            level = [node for node in level if id(node) not in schemas]
+        if frees:
+            free += [node for node in level if id(node) in frees]
+            level = [node for node in level if id(node) not in frees]
     if odd:
-        _check_names(odd)
+        _check_names(odd, _FORBIDDEN)
+    return names
+
+
+def _names_in(nodes: list[JsonObject]) -> set[str]:
+    """All names in these objects."""
+    names: set[str] = set()
+    level: list[Any] = [*nodes]
+    while level:
+        for node in level:
+            if is_object(node):
+                names.update(node)
+        level, _ = _below(level)
     return names
 
 
@@ -149,16 +186,16 @@ def _below(nodes: list[Any]) -> tuple[list[Any], int]:
     return found, names
 
 
-def _check_names(names: set[str]) -> None:
+def _check_names(names: set[str], forbidden: re.Pattern[str]) -> None:
     """Raises BadRequest where a name could choose a destination or a credential, or where they are too much."""
     odd = names - _PLAIN
     # All in one search: it costs the same for a few long names as for many short ones.
     text = "\n".join(odd)
     if len(text) > MAX_NAMES_CHARACTERS:
         raise BadRequest(f"The body's field names are too long or too many: at most {MAX_NAMES_CHARACTERS} characters.")
-    if not (_FORBIDDEN.search(text) or _FORBIDDEN.search(_CAMEL.sub("_", text))):
+    if not (forbidden.search(text) or forbidden.search(_CAMEL.sub("_", text))):
         return
-    shown = next(name for name in odd if _FORBIDDEN.search(name) or _FORBIDDEN.search(_CAMEL.sub("_", name)))[:64]
+    shown = next(name for name in odd if forbidden.search(name) or forbidden.search(_CAMEL.sub("_", name)))[:64]
     reason = f"{shown}: this field is not allowed: destinations and credentials are the gateway's own settings."
     raise BadRequest(reason, param=shown, code="unknown_parameter")
 

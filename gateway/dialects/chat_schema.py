@@ -19,6 +19,9 @@ MAX_TOOLS: Final = 128
 MAX_N: Final = 8
 MAX_TOKENS: Final = 1_048_576
 MAX_STOPS: Final = 4
+# Anthropic's and Ollama's own APIs have no such limits: agents bring hundreds of tools.
+MAX_TOOLS_ELSEWHERE: Final = 1_024
+MAX_STOPS_ELSEWHERE: Final = 64
 MAX_LOGIT_BIASES: Final = 300
 MAX_TOP_LOGPROBS: Final = 20
 MAX_EXACT: Final = 2**53
@@ -33,6 +36,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(max_length=1_000)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)]
+ManyStops = Annotated[list[Stop], Field(max_length=MAX_STOPS_ELSEWHERE, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -64,10 +68,19 @@ class CalledFunction(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class CalledCustom(TypedDict, total=False):
+    """A call of a tool whose input is any text."""
+
+    name: Required[FunctionName]
+    input: Required[str]
+
+
+@with_config(_OPEN)
 class ToolCall(TypedDict, total=False):
     id: Required[Label]
     type: Word
     function: CalledFunction
+    custom: CalledCustom
 
 
 @with_config(_OPEN)
@@ -92,16 +105,30 @@ class Function(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class Custom(TypedDict, total=False):
+    """A tool whose input is any text, or one that a grammar allows."""
+
+    name: Required[FunctionName]
+    description: str | None
+    format: dict[str, Any] | None
+
+
+@with_config(_OPEN)
 class Tool(TypedDict, total=False):
     type: Required[Literal["function", "custom"]]
     function: Function
-    custom: dict[str, Any]
+    custom: Custom
+
+
+ManyTools = Annotated[list[Tool], Field(max_length=MAX_TOOLS_ELSEWHERE, fail_fast=True)]
 
 
 @with_config(_OPEN)
 class NamedTool(TypedDict, total=False):
     type: Required[Literal["function", "custom", "allowed_tools"]]
     function: dict[str, Any]
+    custom: dict[str, Any]
+    allowed_tools: dict[str, Any]
 
 
 @with_config(_OPEN)
@@ -165,7 +192,16 @@ class ChatBody(TypedDict, total=False):
     user: Label | None
 
 
+@with_config(_OPEN)
+class WideChatBody(ChatBody, total=False):
+    """The same for requests of other APIs, which may hold more."""
+
+    stop: Annotated[Stop | ManyStops | None, Field(union_mode="left_to_right")]
+    tools: ManyTools | None
+
+
 CHAT_BODY: Final = TypeAdapter(ChatBody)
+WIDE_CHAT_BODY: Final = TypeAdapter(WideChatBody)
 
 _TEXTS: Final = {
     "missing": "this field is required.",
@@ -194,16 +230,17 @@ _LENGTHS: Final = {
     "functions": MAX_TOOLS,
     "logit_bias": MAX_LOGIT_BIASES,
 }
+_WIDE_LENGTHS: Final = {**_LENGTHS, "tools": MAX_TOOLS_ELSEWHERE}
 
 
-def check_chat(body: JsonObject) -> None:
-    """Raises BadRequest where this is no chat request."""
+def check_chat(body: JsonObject, *, wide: bool = False) -> None:
+    """Raises BadRequest where this is no chat request. `wide`: it came by an API with other limits than OpenAI's."""
     # Before the rest, which would look at each of a hundred thousand entries first.
-    for name, most in _LENGTHS.items():
+    for name, most in (_WIDE_LENGTHS if wide else _LENGTHS).items():
         value = body.get(name)
         if value is not None and type(value) in (list, dict):
             check_length(name, value, most)
-    check(CHAT_BODY, body)
+    check(WIDE_CHAT_BODY if wide else CHAT_BODY, body)
 
 
 def check_length(name: str, value: Sized, most: int) -> None:

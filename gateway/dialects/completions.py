@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -40,6 +41,8 @@ MAX_PROMPTS: Final = 64
 
 _OWN: Final = ("prompt", "suffix", "echo", "logprobs", "best_of")
 FIELDS_OF_CHATS: Final = ("messages", "tools", "tool_choice", "functions", "function_call", "top_logprobs")
+# What the chat that a prompt becomes calls otherwise.
+_PLACES: Final = {"messages": "prompt", "max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}
 _REASONS: Final = {"length": "length", "content_filter": "content_filter"}
 
 Prompts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
@@ -91,6 +94,9 @@ def completions_request(asked: JsonObject) -> ChatRequest:
 def completions_requests(asked: JsonObject) -> list[ChatRequest]:
     """The chat requests of an object that `read_object` gave, one for each prompt. Raises BadRequest."""
     _check_prompts(asked.get("prompt"))
+    if type(asked.get("max_tokens")) in (int, float) and asked["max_tokens"] == 0:
+        text = "max_tokens: must be at least 1: a prompt is asked as a chat here, whose answer has a token or more."
+        raise BadRequest(text, param="max_tokens")
     check(COMPLETIONS_BODY, asked)
     _check_supported(asked)
     prompts: list[str] = asked["prompt"] if is_list(asked["prompt"]) else [asked["prompt"]]
@@ -111,6 +117,17 @@ def _request(body: JsonObject, prompt: str, place: int, repeated: JsonObject) ->
     request = chat_request({**body, "messages": [{"role": "user", "content": prompt}]})
     first = {"first_index": place * request.answers} if place else {}
     return replace(request, dialect=DIALECT, asked=repeated | first)
+
+
+def told(failure: Failure) -> Failure:
+    """The failure of a job with its field as it is called here, and with none that nobody has here."""
+    param = failure.param or ""
+    first = re.split(r"[.\[]", param, maxsplit=1)[0]
+    if first in _PLACES:
+        place = _PLACES[first]
+        return replace(failure, message=failure.message.replace(param, place), param=place)
+    known = first in CompletionsBody.__annotations__ or failure.param is None
+    return failure if known else replace(failure, param=None)
 
 
 def _check_prompts(given: Any) -> None:
@@ -222,7 +239,7 @@ def _logprobs(choice: JsonObject, offset: int) -> JsonObject | None:
     return {
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": top if any(top) else None,
+        "top_logprobs": top,
         "text_offset": offsets,
     }
 
@@ -274,7 +291,7 @@ class TextShape:
 
     def error(self, failure: Failure) -> bytes:
         """The same, whose position tells nobody anything."""
-        return b"data: " + error_object(failure) + b"\n\n"
+        return b"data: " + error_object(told(failure)) + b"\n\n"
 
     def anew(self, begins: Position) -> bytes:
         """An empty chunk with our own word for it: OpenAI never begins an answer anew."""

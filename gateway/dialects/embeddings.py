@@ -13,9 +13,10 @@ from typing_extensions import TypedDict
 
 from common.contracts import JsonObject
 from common.errors import BadRequest
+from common.tokens import likely_tokens, size_bytes
 from gateway.dialects.bounded import is_list, read_object
 from gateway.dialects.chat_schema import Label, check
-from gateway.dialects.openai import CHARACTERS_A_TOKEN, MAX_FIELDS, check_metadata
+from gateway.dialects.openai import MAX_FIELDS, check_metadata
 
 ENDPOINT: Final = "/v1/embeddings"
 MAX_INPUTS: Final = 2_048
@@ -109,9 +110,9 @@ def _check_count(given: Any) -> None:
 
 
 def _tokens(given: Any) -> int:
-    """The tokens that the inputs are likely to have, at least one each. Bytes tell more of it than characters do."""
+    """The tokens that the inputs are likely to have, at least one each."""
     if isinstance(given, str):
-        return max(1, len(given.encode("utf-8", "replace")) // CHARACTERS_A_TOKEN)
+        return max(1, likely_tokens(size_bytes(given)))
     return len(given) if isinstance(given[0], int) else sum(map(_tokens, given))
 
 

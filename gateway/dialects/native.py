@@ -15,7 +15,7 @@ from common.contracts import JsonObject, OnDisconnect, OnInterrupt, Priority, St
 from common.errors import BadRequest, CallerError
 from common.queue import Record
 from gateway.choice import QUALITIES, Quality
-from gateway.dialects.bounded import read_object
+from gateway.dialects.bounded import metadata_with_bodys, read_object
 from gateway.dialects.chat_schema import TokenLimit, check
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS_ENDPOINT
 from gateway.dialects.embeddings import EmbeddingsRequest, embeddings_object, embeddings_request
@@ -182,7 +182,11 @@ PROMPT_BODY: Final = TypeAdapter(PromptBody)
 
 def parse_job_submission(raw: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> JobSubmission:
     """The job in a body; options that the body leaves out may stand in headers. Raises BadRequest naming the field."""
-    document = read_object(raw, lambda found: schemas_of(found["body"]) if type(found.get("body")) is dict else ())
+    document = read_object(
+        raw,
+        lambda found: schemas_of(found["body"]) if type(found.get("body")) is dict else (),
+        metadata_of=metadata_with_bodys,
+    )
     if document.get("webhook") is not None:
         raise BadRequest("webhook: not available yet; poll the job or follow its events.", param="webhook")
     document.pop("webhook", None)
@@ -275,6 +279,9 @@ def job_record(record: Record) -> JsonObject:
         "status": record.state.value,
         "model": answered_by(job, outcome).model,
         "choice": {**job.choice, "model": job.model} if job.choice else None,
+        "backend": outcome.backend or None if outcome else None,
+        "upstream_model": outcome.upstream_model or None if outcome else None,
+        "failed_targets": outcome.failed_targets if outcome else [],
         "priority": job.priority.label,
         "queue": None,
         "attempt": record.attempt,

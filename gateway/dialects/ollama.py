@@ -16,13 +16,14 @@ from gateway.dialects.chat_schema import (
     MAX_MESSAGES,
     MAX_TOKENS,
     MAX_TOOLS,
+    MAX_TOOLS_ELSEWHERE,
     MAX_TOP_LOGPROBS,
+    Function,
     FunctionName,
     Label,
+    ManyStops,
     Penalty,
     Stop,
-    Stops,
-    Tool,
     Word,
     check,
 )
@@ -106,13 +107,19 @@ class OllamaMessage(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class OllamaTool(TypedDict, total=False):
+    type: Literal["function"] | None
+    function: Required[Function]
+
+
+@with_config(_OPEN)
 class OllamaOptions(TypedDict, total=False):
     """Those that sample, which are the chat's; others are left as they came."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None
     top_p: Annotated[float, Field(ge=0, le=1)] | None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None
-    stop: Annotated[Stop | Stops | None, Field(union_mode="left_to_right")]
+    stop: Annotated[Stop | ManyStops | None, Field(union_mode="left_to_right")]
     frequency_penalty: Penalty | None
     presence_penalty: Penalty | None
     num_predict: Annotated[int, Field(le=MAX_TOKENS)] | None
@@ -135,7 +142,7 @@ class OllamaChatBody(_Asking, total=False):
     """Ollama's request for a chat's next message."""
 
     messages: Annotated[list[OllamaMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
+    tools: Annotated[list[OllamaTool], Field(max_length=MAX_TOOLS_ELSEWHERE, fail_fast=True)] | None
 
 
 @with_config(_OPEN)
@@ -215,7 +222,6 @@ def parse_chat(raw: bytes, known: Container[str]) -> ChatRequest | Idle:
     asked = read_object(raw, _schemas)
     check(CHAT_BODY, asked)
     _check_format(asked.get("format"))
-    _check_tools(asked.get("tools") or [])
     if not asked.get("messages"):
         return _idle(asked, known)
     body = _common(asked, known)
@@ -290,13 +296,6 @@ def _check_format(wanted: Any) -> None:
         raise BadRequest("format: must be 'json' or a JSON schema.", param="format")
 
 
-def _check_tools(tools: list[JsonObject]) -> None:
-    for index, tool in enumerate(tools):
-        if tool["type"] not in tool:
-            param = f"tools[{index}].{tool['type']}"
-            raise BadRequest(f"{param}: this field is required.", param=param)
-
-
 def _response_format(wanted: Any) -> JsonObject | None:
     if is_object(wanted):
         return {"type": "json_schema", "json_schema": {"name": "format", "schema": wanted}}
@@ -313,7 +312,7 @@ def _request(asked: JsonObject, body: JsonObject, dialect: str) -> ChatRequest:
     if asked.get("think") is False:
         repeated["think"] = False
     try:
-        request = chat_request(body)
+        request = chat_request(body, wide=True)
     except CallerError as error:
         raise _in_their_words(error) from None
     return replace(request, dialect=dialect, asked=repeated)

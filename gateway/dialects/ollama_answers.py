@@ -11,9 +11,8 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from common.contracts import Failure, Job, JsonObject, Outcome, Position
-from common.errors import UpstreamProtocolError
 from common.queue import Place
-from gateway.dialects.bounded import is_object
+from gateway.dialects.arguments import arguments_of, call_of
 from gateway.dialects.embeddings import vector_numbers
 from gateway.dialects.ollama import LATEST, Idle
 from gateway.errors import ollama_error_object
@@ -23,8 +22,6 @@ API_VERSION: Final = "0.17.1"
 """The release of Ollama whose API this is: clients compare it with what they need."""
 
 _NS_A_MS: Final = 1_000_000
-# The vocabulary is Ollama's where it has a word; `content_filter` it has none for, and it should not look like an end.
-_REASONS: Final = {"length": "length", "content_filter": "content_filter"}
 _ABILITIES: Final = {"tools": "tools", "vision": "vision", "reasoning": "thinking"}
 _LONG_AGO: Final = "1970-01-01T00:00:00Z"
 _FAR_AWAY: Final = "9999-12-31T23:59:59Z"
@@ -66,18 +63,18 @@ def _said(delta: JsonObject, *, thinks: bool) -> Said:
     return Said(text, thinking if thinks else "")
 
 
-def _head(job: Job, created_s: int) -> JsonObject:
-    return {"model": _name(job), "created_at": _moment(created_s)}
-
-
 def _name(job: Job) -> str:
     """The model that answers, as the request wrote its name."""
     written: str = job.asked.get("model", job.model)
     return written if written.removesuffix(LATEST) == job.model.removesuffix(LATEST) else job.model
 
 
-def _moment(created_s: int) -> str:
-    return datetime.fromtimestamp(created_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _moment(at_ms: int) -> str:
+    return f"{_second(at_ms // 1000)}.{at_ms % 1000:03}Z"
+
+
+def _second(at_s: int) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _thinks(job: Job) -> bool:
@@ -86,7 +83,8 @@ def _thinks(job: Job) -> bool:
 
 
 def _done_reason(reason: str | None) -> str:
-    return _REASONS.get(reason or "", "stop")
+    # Ollama has only these words for an answer's end.
+    return "length" if reason == "length" else "stop"
 
 
 def _counts(prompt_tokens: Any, completion_tokens: Any) -> JsonObject:
@@ -126,45 +124,40 @@ class _Calls:
             self._calls.setdefault(piece.get("index", number), []).append(piece)
 
     def take(self) -> list[JsonObject]:
-        """The calls, in their order; afterwards there are none. Raises UpstreamProtocolError."""
+        """The calls, in their order; afterwards there are none."""
         calls = [_call(number, pieces) for number, (_, pieces) in enumerate(sorted(self._calls.items()))]
         self._calls.clear()
         return calls
 
 
 def _call(index: int, pieces: list[JsonObject]) -> JsonObject:
-    functions: list[JsonObject] = [piece.get("function") or {} for piece in pieces]
-    name = next((one["name"] for one in functions if one.get("name")), "")
+    said = [call_of(piece) for piece in pieces]
+    name = next((name for name, _ in said if name), "")
     call_id = next((one["id"] for one in pieces if one.get("id")), "")
-    text = "".join([one.get("arguments") or "" for one in functions])
-    called = {"index": index, "name": name, "arguments": _arguments(text)}
-    return {"id": call_id, "function": called}
-
-
-def _arguments(text: str) -> JsonObject:
-    try:
-        arguments: Any = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
-        arguments = None
-    if not is_object(arguments):
-        raise UpstreamProtocolError("The model called a tool with arguments that are no JSON object.")
-    return arguments
+    arguments = arguments_of("".join([text for _, text in said]))
+    return {"id": call_id, "function": {"index": index, "name": name, "arguments": arguments}}
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
 class LineShape:
-    """Makes the lines of one stream. What Ollama has no word for, such as the place in the queue, is left out."""
+    """Makes the lines of one stream. What Ollama has no word for, such as the place in the queue, is left out.
 
-    __slots__ = ("_calls", "_prefix", "_thinks", "_voice")
+    `now_ms`: the time that a line is made at, which it bears.
+    """
+
+    __slots__ = ("_at_s", "_calls", "_head", "_now_ms", "_prefix", "_thinks", "_voice")
 
     media_type: ClassVar[str] = JSON_LINES
 
-    def __init__(self, job: Job, created_s: int, voice: Voice) -> None:
+    def __init__(self, job: Job, now_ms: Callable[[], int], voice: Voice) -> None:
         self._voice = voice
         self._thinks = _thinks(job)
-        self._prefix = orjson.dumps(_head(job, created_s))[:-1] + b","
+        self._head = orjson.dumps({"model": _name(job), "created_at": ""})[:-2]
+        self._now_ms = now_ms
+        self._at_s = -1
+        self._prefix = b""
         self._calls = _Calls()
 
     def opening(self) -> bytes:
@@ -218,7 +211,10 @@ class LineShape:
         return self._line(Said(calls=calls), {"done": False}) if calls else b""
 
     def _line(self, said: Said, more: JsonObject) -> bytes:
-        return self._prefix + orjson.dumps({**self._voice(said), **more})[1:] + b"\n"
+        at_s, rest_ms = divmod(self._now_ms(), 1000)
+        if at_s != self._at_s:  # only once a second: to write a date costs as much as all else in a line
+            self._at_s, self._prefix = at_s, self._head + _second(at_s).encode()
+        return b'%b.%03dZ",%b\n' % (self._prefix, rest_ms, orjson.dumps({**self._voice(said), **more})[1:])
 
 
 def _logprobs(choice: JsonObject) -> JsonObject:
@@ -229,8 +225,8 @@ def _logprobs(choice: JsonObject) -> JsonObject:
 # --- whole answers ----------------------------------------------------------------------------------------------------
 
 
-def whole(job: Job, created_s: int, result: bytes, voice: Voice) -> bytes:
-    """The body of an answer that is not streamed, around the job's result. Raises UpstreamProtocolError."""
+def whole(job: Job, result: bytes, voice: Voice) -> bytes:
+    """The body of an answer that is not streamed, around the job's result; its times come from `timed`."""
     stored: JsonObject = orjson.loads(result)
     choice: JsonObject = stored["choices"][0]
     message: JsonObject = choice["message"]
@@ -241,7 +237,7 @@ def whole(job: Job, created_s: int, result: bytes, voice: Voice) -> bytes:
     usage: JsonObject = stored["usage"]
     return orjson.dumps(
         {
-            **_head(job, created_s),
+            "model": _name(job),
             **voice(said),
             "done": True,
             "done_reason": _done_reason(choice.get("finish_reason")),
@@ -251,24 +247,25 @@ def whole(job: Job, created_s: int, result: bytes, voice: Voice) -> bytes:
     )
 
 
-def timed(body: bytes, outcome: Outcome) -> bytes:
-    """The whole answer with its durations."""
-    return body[:-1] + b"," + orjson.dumps(durations(outcome))[1:]
+def timed(body: bytes, outcome: Outcome, created_ms: int) -> bytes:
+    """The whole answer with the moment of its end and its durations."""
+    ended_ms = created_ms + outcome.timings_ms.get("total", 0)
+    return body[:-1] + b"," + orjson.dumps({"created_at": _moment(ended_ms), **durations(outcome)})[1:]
 
 
-def idle_message(idle: Idle, created_s: int) -> bytes:
+def idle_message(idle: Idle, now_ms: int) -> bytes:
     """The answer of `/api/chat` to a request that asks for nothing."""
-    return _idle(idle, created_s, as_message)
+    return _idle(idle, now_ms, as_message)
 
 
-def idle_response(idle: Idle, created_s: int) -> bytes:
+def idle_response(idle: Idle, now_ms: int) -> bytes:
     """The answer of `/api/generate` to a request that asks for nothing."""
-    return _idle(idle, created_s, as_response)
+    return _idle(idle, now_ms, as_response)
 
 
-def _idle(idle: Idle, created_s: int, voice: Voice) -> bytes:
+def _idle(idle: Idle, now_ms: int, voice: Voice) -> bytes:
     reason = "unload" if idle.unload else "load"
-    head = {"model": idle.model, "created_at": _moment(created_s)}
+    head = {"model": idle.model, "created_at": _moment(now_ms)}
     return orjson.dumps({**head, **voice(Said()), "done": True, "done_reason": reason})
 
 
@@ -283,7 +280,7 @@ def embed_answer(job: Job, _created_s: int, result: bytes) -> bytes:
     return orjson.dumps({"model": _name(job), "embeddings": vectors, "prompt_eval_count": count})
 
 
-def timed_embeddings(body: bytes, outcome: Outcome) -> bytes:
+def timed_embeddings(body: bytes, outcome: Outcome, _created_ms: int) -> bytes:
     """The embeddings with the durations that Ollama tells of them."""
     spent = durations(outcome)
     kept = {name: spent[name] for name in ("total_duration", "load_duration")}
@@ -295,12 +292,12 @@ def embeddings_answer(_job: Job, _created_s: int, result: bytes) -> bytes:
     return orjson.dumps({"embedding": vector_numbers(orjson.loads(result)["embeddings"][0])})
 
 
-def idle_embed(idle: Idle, _created_s: int) -> bytes:
+def idle_embed(idle: Idle, _now_ms: int) -> bytes:
     """The answer of `/api/embed` where nothing was to be embedded."""
     return orjson.dumps({"model": idle.model, "embeddings": []})
 
 
-def idle_embeddings(_idle: Idle, _created_s: int) -> bytes:
+def idle_embeddings(_idle: Idle, _now_ms: int) -> bytes:
     """The answer of `/api/embeddings` where nothing was to be embedded."""
     return b'{"embedding":[]}'
 

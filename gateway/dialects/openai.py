@@ -12,7 +12,9 @@ import orjson
 from common.contracts import Failure, JsonObject, Outcome, Position, State, Usage
 from common.errors import BadRequest
 from common.queue import Place
+from common.runs import RUNS
 from common.stream import OTHER_MODEL
+from common.tokens import MEDIA_TOKENS, MESSAGE_TOKENS, definitions_of, likely_tokens, size_bytes
 from gateway.dialects.bounded import check_schema, is_object, read_object
 from gateway.dialects.chat_schema import check_chat
 from gateway.dialects.prefix import prefix_key
@@ -22,9 +24,6 @@ from gateway.errors import error_object
 # What a request asks for where it names no limit, and nothing is known of the model's answers yet.
 DEFAULT_ANSWER_TOKENS: Final = 256
 CHAT_ENDPOINT: Final = "/v1/chat/completions"
-CHARACTERS_A_TOKEN: Final = 4
-MEDIA_TOKENS: Final = 256
-MESSAGE_TOKENS: Final = 4
 MAX_SCHEMA_BYTES: Final = 16 * 1024
 MAX_SCHEMA_DEPTH: Final = 32
 MAX_FIELDS: Final = 100
@@ -88,11 +87,14 @@ def parse_chat(raw: bytes) -> ChatRequest:
     return chat_request(read_object(raw, schemas_of))
 
 
-def chat_request(body: JsonObject) -> ChatRequest:
-    """The chat request in an object that `read_object` gave, which is used up. Raises BadRequest."""
+def chat_request(body: JsonObject, *, wide: bool = False) -> ChatRequest:
+    """The chat request in an object that `read_object` gave, which is used up. Raises BadRequest.
+
+    `wide`: it came by an API that allows more tools and stops than OpenAI's.
+    """
     if len(body) > MAX_FIELDS:
         raise BadRequest(f"The request has too many fields: at most {MAX_FIELDS}.")
-    check_chat(body)
+    check_chat(body, wide=wide)
     _check_together(body)
     prompt_tokens = _check_messages(body["messages"]) + _check_definitions(body)
     stream = bool(body.pop("stream", None))
@@ -140,6 +142,8 @@ def _check_together(body: JsonObject) -> None:
     """What the fields mean only together. Raises BadRequest."""
     if body.get("stream_options") is not None and not body.get("stream"):
         raise BadRequest("stream_options: allowed only when stream is true.", param="stream_options")
+    if not body.get("logprobs") and body.get("top_logprobs") == 0:
+        del body["top_logprobs"]  # none of none: not every server knows that this is no fault
     if body.get("top_logprobs") is not None and not body.get("logprobs"):
         raise BadRequest("top_logprobs: allowed only when logprobs is true.", param="top_logprobs")
     choice = body.get("tool_choice")
@@ -152,7 +156,6 @@ def _check_together(body: JsonObject) -> None:
 
 def _check_definitions(body: JsonObject) -> int:
     """Bounds tools, schemas, guides and metadata; the tokens that they are likely to add to the prompt."""
-    tokens = 0
     if "tools" in body or "functions" in body or "response_format" in body or not _GUIDES.isdisjoint(body):
         for param, schema in schemas_of(body):
             check_schema(param, schema, max_bytes=MAX_SCHEMA_BYTES, max_depth=MAX_SCHEMA_DEPTH)
@@ -162,9 +165,11 @@ def _check_definitions(body: JsonObject) -> int:
             if tool["type"] not in tool:
                 param = f"tools[{index}].{tool['type']}"
                 raise BadRequest(f"{param}: this field is required.", param=param)
-        tokens = len(orjson.dumps((body.get("tools"), body.get("functions")))) // CHARACTERS_A_TOKEN
+            if tool["type"] == "custom" and tool["custom"].get("format"):
+                place = f"tools[{index}].custom.format"
+                check_schema(place, tool["custom"]["format"], max_bytes=MAX_SCHEMA_BYTES, max_depth=MAX_SCHEMA_DEPTH)
     check_metadata(body.get("metadata"))
-    return tokens
+    return likely_tokens(len(definitions_of(body)))
 
 
 def check_metadata(metadata: JsonObject | None) -> None:
@@ -178,14 +183,14 @@ def check_metadata(metadata: JsonObject | None) -> None:
 
 def _check_messages(messages: list[JsonObject]) -> int:
     """The tokens that the messages are likely to have. Raises BadRequest for one that lacks what its role needs."""
-    characters = media = 0
+    text_bytes = media = 0
     for index, message in enumerate(messages):
         content = message.get("content")
         if type(content) is str:
-            characters += len(content)
+            text_bytes += size_bytes(content)
         elif content:
-            part_characters, part_media = _check_parts(content, index)
-            characters += part_characters
+            part_bytes, part_media = _check_parts(content, index)
+            text_bytes += part_bytes
             media += part_media
         elif message["role"] != "assistant" or not _says_something(message):
             param = f"messages[{index}].content"
@@ -193,7 +198,7 @@ def _check_messages(messages: list[JsonObject]) -> int:
         if message["role"] == "tool" and not message.get("tool_call_id"):
             param = f"messages[{index}].tool_call_id"
             raise BadRequest(f"{param}: this field is required.", param=param)
-    return characters // CHARACTERS_A_TOKEN + len(messages) * MESSAGE_TOKENS + media * MEDIA_TOKENS
+    return likely_tokens(text_bytes) + len(messages) * MESSAGE_TOKENS + media * MEDIA_TOKENS
 
 
 def _says_something(message: JsonObject) -> bool:
@@ -202,15 +207,15 @@ def _says_something(message: JsonObject) -> bool:
 
 
 def _check_parts(parts: list[JsonObject], index: int) -> tuple[int, int]:
-    """How many characters of text, and how many pictures or sounds, the parts hold. Raises BadRequest."""
-    characters = media = 0
+    """How many bytes of text, and how many pictures or sounds, the parts hold. Raises BadRequest."""
+    text_bytes = media = 0
     for number, part in enumerate(parts):
         kind: str = part["type"]
         param = f"messages[{index}].content[{number}].{kind}"
         if kind not in part:
             raise BadRequest(f"{param}: this field is required.", param=param)
         if kind == "text":
-            characters += len(part["text"])
+            text_bytes += size_bytes(part["text"])
         elif kind in _MEDIA:
             media += 1
             _check_address(part[kind]["url"], f"{param}.url")
@@ -218,7 +223,7 @@ def _check_parts(parts: list[JsonObject], index: int) -> tuple[int, int]:
             media += 1
             if kind == "file":
                 _check_file(part[kind], param)
-    return characters, media
+    return text_bytes, media
 
 
 def _check_file(part: JsonObject, param: str) -> None:
@@ -343,6 +348,7 @@ def completion_object(job_id: str, created_s: int, model: str, result: JsonObjec
     """OpenAI's completion around a job's result, with every key that must be there."""
     for choice in result["choices"]:
         choice.setdefault("logprobs", None)
+        choice.pop(RUNS, None)
         message = choice["message"]
         message.setdefault("content", None)
         message.setdefault("refusal", None)

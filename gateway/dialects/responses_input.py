@@ -1,21 +1,20 @@
-"""A request for a response to the chat request that is queued for it, and the conversation back to input items.
+"""A request for a response to the chat request that is queued for it; faults named as they are called there.
 
 What a response was asked with lies in its job: the conversation in the chat request, the rest of it in `Job.asked`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
-
-from common.contracts import Job, JsonObject, pool_of
+from common.contracts import Failure, JsonObject, pool_of
 from common.errors import BadRequest
-from gateway.dialects.bounded import is_list, is_object, read_object
+from gateway.dialects.bounded import is_object, read_object
 from gateway.dialects.openai import ChatRequest, chat_request
-from gateway.dialects.responses_schema import check_response, kind_of, response_schemas
+from gateway.dialects.responses_schema import ResponsesBody, check_response, response_schemas
+from gateway.dialects.responses_turns import Turns, check_calls, turns_of
 
 DIALECT: Final = "responses"
 ENDPOINT: Final = "/v1/responses"
@@ -72,35 +71,48 @@ def read_response_request(raw: bytes) -> JsonObject:
     return body
 
 
-def response_request(body: JsonObject, before: Sequence[JsonObject] = ()) -> ChatRequest:
+def response_request(body: JsonObject, before: Turns | None = None) -> ChatRequest:
     """The chat request for a checked request that goes on from `before`. Raises BadRequest naming the field."""
     instructions = body.get("instructions")
     opening = [{"role": "system", "content": instructions}] if instructions else []
     chat: JsonObject = {name: value for name, value in body.items() if name not in _MADE}
     chat |= {name: body[name] for name in _SAME if body.get(name) is not None}
     chat |= {name: value for name, value in _renamed(body).items() if value is not None}
-    chat["messages"] = [*opening, *before, *messages_of(body["input"])]
+    turns = (before or Turns()).followed_by(turns_of(body["input"]))
+    check_calls(turns.messages)
+    chat["messages"] = [*opening, *turns.messages]
     try:
         request = chat_request(chat)
     except BadRequest as error:
         raise in_response(error) from None
-    return replace(request, stream=bool(body.get("stream")), dialect=DIALECT, asked=_asked(body))
+    return replace(request, stream=bool(body.get("stream")), dialect=DIALECT, asked=_asked(body) | turns.asked())
 
 
 def in_response(error: BadRequest) -> BadRequest:
     """A chat request's fault, named as the field is called in the request for a response."""
-    failure = error.failure
+    failure = renamed(error.failure)
+    return BadRequest(failure.message, param=failure.param, code=failure.code)
+
+
+def renamed(failure: Failure) -> Failure:
+    """A failure whose field, one of a chat request, is named as it is called in the request for a response."""
     param = failure.param or ""
     for theirs, ours in _PLACES:
         if param == theirs or param.startswith((f"{theirs}.", f"{theirs}[")):
             # Several input items may be one message, so that its number says nothing here.
-            place = ours if ours == "input" else param.replace(theirs, ours, 1)
-            text = failure.message.replace(param, place, 1)
-            return BadRequest(text, param=place, code=failure.code)
-    if ".function." in param:
-        place = param.replace(".function.", ".", 1)
-        return BadRequest(failure.message.replace(param, place, 1), param=place, code=failure.code)
-    return error
+            return _at(failure, ours if ours == "input" else param.replace(theirs, ours, 1))
+    return _at(failure, param.replace(".function.", ".", 1)) if ".function." in param else failure
+
+
+def told(failure: Failure) -> Failure:
+    """The failure of a job: what its server calls a field that nobody has here is no field of the caller's."""
+    failure = renamed(failure)
+    first = re.split(r"[.\[]", failure.param or "", maxsplit=1)[0]
+    return failure if first in ResponsesBody.__annotations__ else replace(failure, param=None)
+
+
+def _at(failure: Failure, place: str) -> Failure:
+    return replace(failure, message=failure.message.replace(failure.param or place, place, 1), param=place)
 
 
 def _asked(body: JsonObject) -> JsonObject:
@@ -121,7 +133,7 @@ def _renamed(body: JsonObject) -> JsonObject:
     """What the chat request calls otherwise; None where it says nothing of it."""
     text: JsonObject = body.get("text") or {}
     reasoning: JsonObject = body.get("reasoning") or {}
-    logprobs = body.get("top_logprobs") is not None or "message.output_text.logprobs" in (body.get("include") or ())
+    logprobs = body.get("top_logprobs") or "message.output_text.logprobs" in (body.get("include") or ())
     return {
         "max_completion_tokens": body.get("max_output_tokens"),
         "tools": [_tool(one) for one in body.get("tools") or ()] or None,
@@ -129,7 +141,7 @@ def _renamed(body: JsonObject) -> JsonObject:
         "response_format": _format(text.get("format")),
         "verbosity": text.get("verbosity"),
         "reasoning_effort": reasoning.get("effort"),
-        "logprobs": logprobs or None,
+        "logprobs": True if logprobs else None,
     }
 
 
@@ -159,152 +171,3 @@ def _format(form: JsonObject | None) -> JsonObject | None:
         return {"type": "json_object"}
     told = {name: form[name] for name in ("name", "description", "schema", "strict") if form.get(name) is not None}
     return {"type": "json_schema", "json_schema": told}
-
-
-# --- items to messages ------------------------------------------------------------------------------------------------
-
-
-def messages_of(given: str | list[JsonObject]) -> list[JsonObject]:
-    """The chat messages that checked input stands for. Raises BadRequest where there are none.
-
-    What one turn of the assistant says and calls is one message. Reasoning is not passed on: few servers take it back.
-    """
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    messages: list[JsonObject] = []
-    for item in given:
-        _add_item(messages, item)
-    if not messages:
-        raise BadRequest("input: holds no message.", param="input")
-    return messages
-
-
-def _add_item(messages: list[JsonObject], item: JsonObject) -> None:
-    match kind_of(item):
-        case "message" if item["role"] == "assistant":
-            _add_said(messages, _content(item["content"]))
-        case "message":
-            messages.append({"role": item["role"], "content": _content(item["content"])})
-        case "function_call":
-            _add_call(messages, item)
-        case "function_call_output":
-            content = _content(item["output"])
-            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
-        case "item_reference":
-            raise BadRequest("input: items of type 'item_reference' are not available here.", param="input")
-        case _:
-            pass
-
-
-def _add_said(messages: list[JsonObject], content: Any) -> None:
-    last = messages[-1] if messages else {}
-    if last.get("tool_calls") and last.get("content") is None:
-        last["content"] = content
-    else:
-        messages.append({"role": "assistant", "content": content})
-
-
-def _add_call(messages: list[JsonObject], item: JsonObject) -> None:
-    function = {"name": item["name"], "arguments": item["arguments"]}
-    if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": None})
-    messages[-1].setdefault("tool_calls", []).append({"id": item["call_id"], "type": "function", "function": function})
-
-
-def _content(content: str | list[JsonObject]) -> Any:
-    if isinstance(content, str):
-        return content
-    parts = [_part(part) for part in content]
-    # Plain text goes everywhere; parts do not.
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
-
-
-def _part(part: JsonObject) -> JsonObject:
-    match part["type"]:
-        case "input_image":
-            detail = {"detail": part["detail"]} if part.get("detail") else {}
-            return {"type": "image_url", "image_url": {"url": part["image_url"], **detail}}
-        case "input_file":
-            file = {name: part[name] for name in ("filename", "file_data") if part.get(name) is not None}
-            return {"type": "file", "file": file}
-        case "input_audio":
-            return {"type": "input_audio", "input_audio": part["input_audio"]}
-        case "refusal":
-            return {"type": "refusal", "refusal": part["refusal"]}
-        case _:
-            return {"type": "text", "text": part["text"]}
-
-
-# --- messages to items ------------------------------------------------------------------------------------------------
-
-
-def conversation(job: Job, result: bytes) -> list[JsonObject]:
-    """What a response that goes on from this one begins with: all but its instructions, and what it said."""
-    message: JsonObject = orjson.loads(result)["choices"][0]["message"]
-    calls = message.get("tool_calls")
-    said: JsonObject = {"role": "assistant", "content": message.get("content") or (None if calls else "")}
-    if calls:
-        said["tool_calls"] = [_repeated(call, response_item_id(job.id, "call", n)) for n, call in enumerate(calls)]
-    if message.get("refusal"):
-        said["refusal"] = message["refusal"]
-    return [*_spoken(job), said]
-
-
-def _repeated(call: JsonObject, own_id: str) -> JsonObject:
-    return {"id": call.get("id") or own_id, "type": "function", "function": call["function"]}
-
-
-def response_item_id(job_id: str, kind: str, number: int | str) -> str:
-    """An item's id: the same for every reader."""
-    return f"{kind}_{job_id[-32:]}_{number}"
-
-
-def input_items(job: Job) -> list[JsonObject]:
-    """The items that the response was made from, the oldest first; what it goes on from is among them."""
-    items: list[JsonObject] = []
-    for message in _spoken(job):
-        for item in _items(message):
-            kind = {"message": "msg", "function_call": "fc"}.get(item["type"], "fco")
-            items.append({"id": response_item_id(job.id, kind, f"in{len(items)}"), **item, "status": "completed"})
-    return items
-
-
-def _spoken(job: Job) -> list[JsonObject]:
-    messages: list[JsonObject] = job.body["messages"]
-    return messages[1:] if job.asked.get("instructed") else messages
-
-
-def _items(message: JsonObject) -> Iterable[JsonObject]:
-    role, content = message["role"], message.get("content")
-    if role == "tool":
-        yield {"type": "function_call_output", "call_id": message["tool_call_id"], "output": _output(content)}
-        return
-    if content or not message.get("tool_calls"):
-        yield {"type": "message", "role": role, "content": _shown(content, said=role == "assistant")}
-    for call in message.get("tool_calls") or ():
-        yield {"type": "function_call", "call_id": call["id"], **call["function"]}
-
-
-def _output(content: Any) -> Any:
-    return _shown(content, said=False) if is_list(content) else content
-
-
-def _shown(content: Any, *, said: bool) -> list[JsonObject]:
-    parts: list[JsonObject] = content if is_list(content) else [{"type": "text", "text": content or ""}]
-    return [_shown_part(part, said=said) for part in parts]
-
-
-def _shown_part(part: JsonObject, *, said: bool) -> JsonObject:
-    match part["type"]:
-        case "image_url":
-            return {"type": "input_image", "detail": "auto", "image_url": part["image_url"]["url"]} | {
-                name: value for name, value in part["image_url"].items() if name == "detail"
-            }
-        case "file":
-            return {"type": "input_file", **part["file"]}
-        case "text" if said:
-            return {"type": "output_text", "text": part["text"], "annotations": [], "logprobs": []}
-        case "text":
-            return {"type": "input_text", "text": part["text"]}
-        case _:
-            return part

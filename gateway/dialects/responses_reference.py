@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -10,28 +9,27 @@ from common.contracts import JsonObject
 from common.errors import BadRequest
 from gateway.dialects.bounded import is_list
 from gateway.dialects.responses_schema import REFERENCE, kind_of
+from gateway.dialects.responses_turns import ITEM_ID, Known
 
 MOST_REFERENCED: Final = 128
-_ITEM: Final = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})_[0-9]{1,9}")
 
 
-def referenced(body: JsonObject) -> list[str]:
-    """The digits of each response (the end of its id) whose items a checked request names. Raises BadRequest."""
-    digits: dict[str, None] = {}
-    seen: set[str] = set()
+def referenced(body: JsonObject) -> dict[str, list[str]]:
+    """The items that a checked request names, by their response's digits (the end of its id). Raises BadRequest."""
+    named: dict[str, list[str]] = {}
     for index, item_id in _references(body):
-        if item_id in seen:
-            raise BadRequest(f"input[{index}].id: this item stands here already.", param=f"input[{index}].id")
-        seen.add(item_id)
-        if (found := _ITEM.fullmatch(item_id)) is None:
+        if (found := ITEM_ID.fullmatch(item_id)) is None:
             raise _unknown(index, item_id)
-        digits[found[1]] = None
-    if len(digits) > MOST_REFERENCED:
+        ids = named.setdefault(found[1], [])
+        if item_id in ids:
+            raise BadRequest(f"input[{index}].id: this item stands here already.", param=f"input[{index}].id")
+        ids.append(item_id)
+    if len(named) > MOST_REFERENCED:
         raise BadRequest(f"input: names items of more than {MOST_REFERENCED} responses.", param="input")
-    return list(digits)
+    return named
 
 
-def with_items(body: JsonObject, items: Mapping[str, JsonObject]) -> JsonObject:
+def with_items(body: JsonObject, items: Mapping[str, Known]) -> JsonObject:
     """The request with these items, by their ids, in place of its references. Raises BadRequest where one lacks."""
     given: list[JsonObject] = list(body["input"])
     for index, item_id in _references(body):

@@ -58,7 +58,8 @@ Content = Annotated[str | ResponseParts, Field(union_mode="left_to_right")]
 class MessageItem(TypedDict, total=False):
     type: Literal["message"]
     role: Required[Literal["user", "assistant", "system", "developer"]]
-    content: Required[Content]
+    # Only a model may have said nothing.
+    content: Required[Annotated[str | list[ResponsePart], Field(union_mode="left_to_right")]]
     id: Label | None
     status: Status | None
 
@@ -93,7 +94,7 @@ class ReasoningItem(TypedDict, total=False):
 
 @with_config(_OPEN)
 class ReferenceItem(TypedDict, total=False):
-    type: Required[Literal["item_reference"]]
+    type: Literal["item_reference"] | None
     id: Required[Label]
 
 
@@ -287,6 +288,8 @@ def _check_item(item: JsonObject, param: str) -> None:
     if adapter is None:
         raise BadRequest(f"{param}.type: items of type {kind[:64]!r} are not available.", param=f"{param}.type")
     _within(param, adapter, item)
+    if item.get("content") == [] and item.get("role") != "assistant" and kind == "message":
+        raise BadRequest(f"{param}.content: must not be empty.", param=f"{param}.content")
     for name in ("content", "output"):
         if kind != "reasoning" and is_list(parts := item.get(name)):
             for index, part in enumerate(parts):
@@ -303,9 +306,11 @@ def _check_part(part: JsonObject, param: str) -> None:
 
 
 def kind_of(item: JsonObject) -> str:
-    """An input item's type: a message may leave it out."""
+    """An input item's type: a message may leave it out, and a reference, which has no role."""
     kind = item.get("type")
-    return "message" if kind is None and "role" in item else str(kind)
+    if kind is None and "role" in item:
+        return "message"
+    return REFERENCE if kind is None and "id" in item else str(kind)
 
 
 def _within(param: str, adapter: TypeAdapter[Any], inner: JsonObject) -> None:

@@ -10,7 +10,8 @@ import orjson
 
 from common.contracts import Failure, Job, JsonObject, Outcome, Position
 from common.queue import Place
-from gateway.dialects.responses_output import Event, Output, ended_object, failed_object, response_object
+from gateway.dialects.responses_items import Event, Output
+from gateway.dialects.responses_output import ended_object, failed_object, response_object
 from gateway.dialects.shape import EVENT_STREAM, KEEP_ALIVE
 from gateway.errors import error_fields
 
@@ -27,6 +28,11 @@ class ResponseShape:
         self._next = 0
         self._output = Output(job.id)
         self._runs = False
+
+    @property
+    def last_number(self) -> int:
+        """The number of the last event so far, told or left out; -1 before the first."""
+        return self._next - 1
 
     def opening(self) -> bytes:
         """The response as it was accepted."""

@@ -15,10 +15,13 @@ from gateway.dialects.embeddings import embeddings_object
 from gateway.dialects.openai import ChunkShape, completion
 from gateway.dialects.responses_input import DIALECT as RESPONSES
 from gateway.dialects.responses_input import ENDPOINT as RESPONSES_ENDPOINT
+from gateway.dialects.responses_input import told as responses_told
 from gateway.dialects.responses_output import whole_response
 from gateway.dialects.responses_stream import ResponseShape
 from gateway.dialects.shape import Shape
 from gateway.errors import JSON, PROBLEM_JSON, Headers, anthropic_error, ollama_error, openai_error, problem
+
+NowMs = Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +31,16 @@ class Surface:
     `endpoint`: the path by which its requests come. `whole(job, created_s, result)`: the body of an answer of one piece
     around the job's result as it is stored; `shape(job, created_s)`: of a stream. `refused`: (status, body, headers);
     `refused_as`: that body's type.
-    `timed(body, outcome)`: the whole answer with what only the outcome knows, where the dialect tells of that.
+    `timed(body, outcome, created_ms)`: the whole answer with what only the outcome knows, where the dialect tells of
+    that. `live(job, now_ms)`: the shape of a stream whose every piece tells its own time.
     """
 
     endpoint: str
     whole: Callable[[Job, int, bytes], bytes]
     shape: Callable[[Job, int], Shape]
     refused: Callable[[Failure], tuple[int, bytes, Headers]] = openai_error
-    timed: Callable[[bytes, Outcome], bytes] | None = None
+    timed: Callable[[bytes, Outcome, int], bytes] | None = None
+    live: Callable[[Job, NowMs], Shape] | None = None
     refused_as: str = JSON
 
 
@@ -58,21 +63,27 @@ def _embeddings(job: Job, _created_s: int, result: bytes) -> bytes:
 def _ollama(endpoint: str, voice: ollama_answers.Voice) -> Surface:
     return Surface(
         endpoint,
-        lambda job, created_s, result: ollama_answers.whole(job, created_s, result, voice),
-        lambda job, created_s: ollama_answers.LineShape(job, created_s, voice),
+        lambda job, _, result: ollama_answers.whole(job, result, voice),
+        lambda job, created_s: ollama_answers.LineShape(job, lambda: created_s * 1000, voice),
         ollama_error,
         ollama_answers.timed,
+        lambda job, now_ms: ollama_answers.LineShape(job, now_ms, voice),
     )
 
 
 def _lines(job: Job, created_s: int) -> Shape:
-    return ollama_answers.LineShape(job, created_s, ollama_answers.as_message)
+    return ollama_answers.LineShape(job, lambda: created_s * 1000, ollama_answers.as_message)
 
 
 PROMPT: Final = "prompt"
 
 SURFACES: Final[dict[str, Surface]] = {
-    completions.DIALECT: Surface(completions.ENDPOINT, completions.text_completion, completions.TextShape),
+    completions.DIALECT: Surface(
+        completions.ENDPOINT,
+        completions.text_completion,
+        completions.TextShape,
+        lambda failure: openai_error(completions.told(failure)),
+    ),
     ollama.CHAT: _ollama("/api/chat", ollama_answers.as_message),
     ollama.GENERATE: _ollama("/api/generate", ollama_answers.as_response),
     ollama.EMBED: Surface(
@@ -81,7 +92,9 @@ SURFACES: Final[dict[str, Surface]] = {
     ollama.EMBEDDINGS: Surface("/api/embeddings", ollama_answers.embeddings_answer, _lines, ollama_error),
     "anthropic": Surface("/v1/messages", message, lambda job, _: MessageShape(job), anthropic_error),
     PROMPT: Surface("/prompt", _chat, _chunks, _problem, refused_as=PROBLEM_JSON),
-    RESPONSES: Surface(RESPONSES_ENDPOINT, whole_response, ResponseShape),
+    RESPONSES: Surface(
+        RESPONSES_ENDPOINT, whole_response, ResponseShape, lambda failure: openai_error(responses_told(failure))
+    ),
 }
 """By `Job.dialect`. Chat completions and embeddings are their endpoints' own."""
 
@@ -97,6 +110,12 @@ _OWN: Final = {
 def answered_by(job: Job, outcome: Outcome | None) -> Job:
     """The job as its answer is written: under the name of the model that answered, where that was another."""
     return replace(job, model=outcome.model) if outcome is not None and outcome.model else job
+
+
+def shape_of(job: Job, created_ms: int, now_ms: NowMs) -> Shape:
+    """The stream of a job that was accepted then, as it comes by this clock."""
+    surface = surface_of(job)
+    return surface.live(job, now_ms) if surface.live else surface.shape(job, created_ms // 1000)
 
 
 def surface_of(job: Job) -> Surface:

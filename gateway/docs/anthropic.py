@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.docs.words import ANTHROPIC_ERROR, KEY, OPTIONS, WORK, answer, body, completed, ref, refusals, route
+from gateway.docs.words import (
+    ANTHROPIC_ERROR,
+    ANTHROPIC_LIMIT_HEADERS,
+    KEY,
+    OPTIONS,
+    WORK,
+    answer,
+    body,
+    completed,
+    ref,
+    refusals,
+    route,
+)
 
+_PIECES: Final = "The message; with `stream`, its named events."
 _HI: Final = [{"role": "user", "content": "Why is the sky blue?"}]
 MESSAGES: Final = route(
     "Anthropic",
     "Create a message",
     {
-        200: completed("AnthropicAnswer", "The message; with `stream`, its named events."),
+        200: completed("AnthropicAnswer", _PIECES, limits=ANTHROPIC_LIMIT_HEADERS),
         **refusals(ANTHROPIC_ERROR, *WORK, 529),
     },
     requestBody=body(

@@ -10,8 +10,6 @@ from gateway.docs.words import KEY, OPENAI_ERROR, answer, body, header, linked, 
 
 _TEXT: Final[JsonObject] = {"type": "string"}
 _COUNT: Final[JsonObject] = {"type": "integer", "minimum": 0}
-_TEXT_OR_NULL: Final[JsonObject] = {"type": ["string", "null"]}
-_COUNT_OR_NULL: Final[JsonObject] = {"type": ["integer", "null"], "minimum": 0}
 _ANY_OBJECT: Final[JsonObject] = {"type": "object"}
 
 
@@ -37,13 +35,14 @@ _FILE: Final = _object(
     },
     expires_at=_COUNT,
 )
-_TIMES: Final = ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelled_at")
+_TIMES: Final = (
+    *("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at"),
+)
 _BATCH: Final = _object(
     {
         "id": {"type": "string", "pattern": "^batch_[0-9a-f]{32}$"},
         "object": {"const": "batch"},
         "endpoint": _TEXT,
-        "errors": {"type": ["object", "null"]},
         "input_file_id": _TEXT,
         "completion_window": {"const": "24h"},
         "status": {
@@ -52,17 +51,17 @@ _BATCH: Final = _object(
                 *("cancelling", "cancelled"),
             ]
         },
-        "output_file_id": _TEXT_OR_NULL,
-        "error_file_id": _TEXT_OR_NULL,
         "created_at": _COUNT,
         "expires_at": _COUNT,
-        "cancelling_at": _COUNT_OR_NULL,
-        **dict.fromkeys(_TIMES, _COUNT_OR_NULL),
         "request_counts": _object({"total": _COUNT, "completed": _COUNT, "failed": _COUNT}),
         "usage": _ANY_OBJECT,
         "metadata": {"type": ["object", "null"]},
     },
     model=_TEXT,
+    errors=_ANY_OBJECT,
+    output_file_id=_TEXT,
+    error_file_id=_TEXT,
+    **dict.fromkeys(_TIMES, _COUNT),
 )
 _SECONDS: Final[JsonObject] = {"type": "integer", "minimum": SHORTEST_LIFE_S, "maximum": LONGEST_LIFE_S}
 _UPLOAD: Final[JsonObject] = {

@@ -8,6 +8,7 @@ from gateway.docs.words import (
     EVENT,
     JOB_HEADERS,
     KEY,
+    MADE_HEADERS,
     OPENAI_ERROR,
     OPTIONS,
     PAGE,
@@ -40,7 +41,7 @@ _EXAMPLE_ID: Final = "job_default_00000000000000000000000000000000"
 _OF_JOB: Final = path("job_id", "A job's id.", _EXAMPLE_ID)
 _CHAT: Final = {"model": "a-model", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 _ACCEPTED: Final = told(
-    answer("Accepted: its id, and where to ask for it.", ref("AcceptedJob")), "Location", "Retry-After", *JOB_HEADERS
+    answer("Accepted: its id, and where to ask for it.", ref("AcceptedJob")), "Location", "Retry-After", *MADE_HEADERS
 )
 SUBMIT_JOB: Final = route(
     "Jobs",

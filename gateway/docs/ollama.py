@@ -6,9 +6,9 @@ from typing import Final
 
 from common.contracts import JsonObject
 from gateway.docs.words import (
-    JOB_HEADERS,
     JSON_LINES,
     KEY,
+    MADE_HEADERS,
     OLLAMA_ERROR,
     OPTIONS,
     WORK,
@@ -59,13 +59,13 @@ OLLAMA_GENERATE: Final = _work(
 OLLAMA_EMBED: Final = _work(
     "ollamaEmbed",
     "Embed texts",
-    told(answer("One embedding for each text.", ref("OllamaEmbed")), *JOB_HEADERS),
+    told(answer("One embedding for each text.", ref("OllamaEmbed")), *MADE_HEADERS),
     body("OllamaEmbedBody", two={"model": "a-model", "input": ["one text", "and another"]}),
 )
 OLLAMA_EMBEDDINGS: Final = _work(
     "ollamaEmbeddings",
     "Embed a text, the older way",
-    told(answer("An embedding.", ref("OllamaEmbeddings")), *JOB_HEADERS),
+    told(answer("An embedding.", ref("OllamaEmbeddings")), *MADE_HEADERS),
     body("OllamaEmbeddingsBody", one={"model": "a-model", "prompt": "a text"}),
 )
 OLLAMA_SHOW: Final = route(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.docs.words import (
-    JOB_HEADERS,
     KEY,
+    MADE_HEADERS,
     OPENAI_ERROR,
     OPTIONS,
     PAGE,
@@ -57,7 +57,7 @@ EMBEDDINGS: Final = route(
     "OpenAI",
     "Create embeddings",
     {
-        200: told(answer("One embedding for each input.", ref("Embeddings")), *JOB_HEADERS),
+        200: told(answer("One embedding for each input.", ref("Embeddings")), *MADE_HEADERS),
         **refusals(OPENAI_ERROR, *WORK),
     },
     requestBody=body("EmbeddingsBody", two={"model": "a-model", "input": ["one text", "and another"]}),
@@ -65,13 +65,20 @@ EMBEDDINGS: Final = route(
     parameters=OPTIONS,
     security=KEY,
 )
-_RESPONSE_ANSWER: Final = completed("Response", "The response; with `stream`, its typed events, numbered from 0.")
+_OF_A_RESPONSE: Final = "The response; with `stream`, its typed events, numbered from 0."
 _OF_RESPONSE: Final = path("response_id", "A response's id.", "resp_default_00000000000000000000000000000000")
 CREATE_RESPONSE: Final = route(
     "OpenAI",
     "Create a response",
     {
-        200: linked(_RESPONSE_ANSWER, "response_id", "/id", "getResponse", "cancelResponse", "listInputItems"),
+        200: linked(
+            completed("Response", _OF_A_RESPONSE),
+            "response_id",
+            "/id",
+            "getResponse",
+            "cancelResponse",
+            "listInputItems",
+        ),
         **refusals(OPENAI_ERROR, *WORK),
     },
     requestBody=body(
@@ -87,7 +94,7 @@ RESPONSE: Final = route(
     "OpenAI",
     "A response; with `stream`, its events after any of them, live where it still runs",
     {
-        200: _RESPONSE_ANSWER,
+        200: completed("Response", _OF_A_RESPONSE, limits=()),
         **refusals(OPENAI_ERROR, 400, 401, 404, 410),
     },
     parameters=[

@@ -79,7 +79,11 @@ _PICTURES: Final = _or_null({"type": "array", "items": _PICTURE})
 
 _CHAT: Final = {
     "maxProperties": MAX_FIELDS,
-    "allOf": [_STREAM_OPTIONS, _CHOICE_OF_TOOLS, _if(_not_null("top_logprobs"), _has(logprobs={"const": True}))],
+    "allOf": [
+        _STREAM_OPTIONS,
+        _CHOICE_OF_TOOLS,
+        _if(_has(top_logprobs={"not": {"enum": [None, 0]}}), _has(logprobs={"const": True})),
+    ],
 }
 _SPEAKER: Final[JsonObject] = {
     "anyOf": [
@@ -155,17 +159,21 @@ _SOURCE_OF_IMAGE: Final = {
     "anyOf": [_has(type={"const": "base64"}, media_type=_SAID, data=_SAID), _has(type={"const": "url"}, url=_HTTPS)],
 }
 _INNER_OF_DOCUMENT: Final = {"type": "object", **_kinds(text=_has(text=_SAID), image=_has(source=_SOURCE_OF_IMAGE))}
+_CONTENT_OF_DOCUMENT: Final = {"anyOf": [_SAID, {**_SOME, "items": _INNER_OF_DOCUMENT}]}
+_FOUND: Final = _has(source={"type": "string"}, title={"type": "string"}, content=_CONTENT_OF_DOCUMENT)
 _SOURCE_OF_DOCUMENT: Final = {
+    "type": "object",
     "anyOf": [
         _has(type={"const": "base64"}, media_type=_SAID, data=_SAID),
         _has(type={"const": "text"}, data=_SAID),
-        _has(type={"const": "content"}, content={"anyOf": [_SAID, {**_SOME, "items": _INNER_OF_DOCUMENT}]}),
-    ]
+        _has(type={"const": "content"}, content=_CONTENT_OF_DOCUMENT),
+    ],
 }
 _BLOCK_OF_USER: Final = _kinds(
     text=_has(text={}),
     image=_has(source=_SOURCE_OF_IMAGE),
     document=_has(source=_SOURCE_OF_DOCUMENT),
+    search_result=_FOUND,
     tool_result=_has(tool_use_id=_SAID),
 )
 _BLOCK_OF_ASSISTANT: Final = _kinds(
@@ -226,13 +234,18 @@ RULES: Final[JsonObject] = {
     "EmbeddingsBody": {"maxProperties": MAX_FIELDS},
     "ResponsesBody": _RESPONSE,
     "ResponsePart": _RESPONSE_PART,
+    "MessageItem": {"anyOf": [_has(role={"const": "assistant"}), _may(content={"minItems": 1})]},
+    "ReferenceItem": {"anyOf": [_has(type={"const": "item_reference"}), {"not": {"required": ["role"]}}]},
     "TextFormat": _if(_has(type={"const": "json_schema"}), _has(name={}, schema={})),
     "ToolChoice": _kinds(function=_has(name={}), allowed_tools=_has(mode={}, tools={})),
     "MessagesBody": _ANTHROPIC,
     "CountTokensBody": _ANTHROPIC,
     "AnthropicMessage": _ANTHROPIC_MESSAGE,
     "AnthropicInnerBlock": _kinds(
-        text=_has(text={}), image=_has(source=_SOURCE_OF_IMAGE), document=_has(source=_SOURCE_OF_DOCUMENT)
+        text=_has(text={}),
+        image=_has(source=_SOURCE_OF_IMAGE),
+        document=_has(source=_SOURCE_OF_DOCUMENT),
+        search_result=_FOUND,
     ),
     "AnthropicToolChoice": _if(_has(type={"const": "tool"}), _has(name={})),
     "OllamaChatBody": _may(format=_FORMAT),

@@ -158,7 +158,10 @@ _OTHERS: Final[JsonObject] = {
             "type": _const("message"),
             "role": _const("assistant"),
             "model": _TEXT,
-            "content": {"type": "array", "items": _object({"type": {"enum": ["text", "thinking", "tool_use"]}})},
+            "content": {
+                "type": "array",
+                "items": _object({"type": {"enum": ["text", "thinking", "redacted_thinking", "tool_use"]}}),
+            },
             "stop_reason": _or_null("string"),
             "stop_sequence": _or_null("string"),
             "usage": _object({"input_tokens": _COUNT, "output_tokens": _COUNT}),
@@ -200,6 +203,10 @@ _JOB: Final[JsonObject] = {
     "endpoint": _TEXT,
     "status": {"enum": [state.value for state in State]},
     "model": _TEXT,
+    "choice": _or_null("object"),
+    "backend": _or_null("string"),
+    "upstream_model": _or_null("string"),
+    "failed_targets": {"type": "array", "items": _object({"backend": _TEXT, "model": _TEXT, "code": _TEXT})},
     "priority": _CLASS,
     "attempt": _COUNT,
     "attempts": _ATTEMPTS,
@@ -273,8 +280,13 @@ def _header(text: str, schema: JsonObject, *, always: bool = False) -> JsonObjec
     return {"description": text, "required": always, "schema": schema}
 
 
+_LIMIT: Final = "How many jobs of yours may wait at a time: no rate in a time."
+_REMAINING: Final = "How many more of them might have waited when this one was queued; 0 where it was refused."
+_RESET: Final = "Until when this job's turn comes, by the pace measured; nothing where that is unknown."
+_DURATION: Final = "^([0-9]+h)?([0-9]+m)?[0-9]+s$|^[0-9]+ms$"
 HEADERS: Final[JsonObject] = {
     "X-Request-ID": _header("The request's id, as the logs have it.", {"type": "string"}, always=True),
+    "OpenAI-Processing-Ms": _header("How long it took to the answer's head, in ms.", _COUNT),
     "WWW-Authenticate": _header("How to present a key.", _const("Bearer"), always=True),
     "Retry-After": _header("Seconds to wait before another try.", {"type": "integer", "minimum": 1}),
     "Location": _header("Where to ask for what was made.", _TEXT, always=True),
@@ -282,4 +294,10 @@ HEADERS: Final[JsonObject] = {
     "X-Headrace-Durability": _header("Where the job was accepted.", {"enum": ["journal", "redis"]}),
     "X-Headrace-Replayed": _header("An earlier request with this Idempotency-Key began it.", _const("true")),
     "X-Headrace-Model": _header("The model that was chosen, where the caller named none of its own.", _TEXT),
+    "X-RateLimit-Limit-Requests": _header(_LIMIT, _COUNT),
+    "X-RateLimit-Remaining-Requests": _header(_REMAINING, _COUNT),
+    "X-RateLimit-Reset-Requests": _header(_RESET, {"type": "string", "pattern": _DURATION}),
+    "Anthropic-RateLimit-Requests-Limit": _header(_LIMIT, _COUNT),
+    "Anthropic-RateLimit-Requests-Remaining": _header(_REMAINING, _COUNT),
+    "Anthropic-RateLimit-Requests-Reset": _header(_RESET, {"type": "string", "format": "date-time"}),
 }

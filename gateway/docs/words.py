@@ -55,11 +55,19 @@ REFUSALS: Final = {
     504: "The deadline passed, or the model's server took too long.",
     529: "Too much work at the moment; see Retry-After.",
 }
+# What any answer has.
+_ALWAYS: Final = ("X-Request-ID", "OpenAI-Processing-Ms")
 # What any request may be told, any with a key, and any with a body.
 _ANYBODY: Final = (400, 431, 500)
 _WITH_KEY: Final = (401, 503)
 _WITH_BODY: Final = (408, 413, 415)
 _HEADERS_OF: Final = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",), 529: ("Retry-After",)}
+LIMIT_HEADERS: Final = ("X-RateLimit-Limit-Requests", "X-RateLimit-Remaining-Requests", "X-RateLimit-Reset-Requests")
+ANTHROPIC_LIMIT_HEADERS: Final = (
+    "Anthropic-RateLimit-Requests-Limit",
+    "Anthropic-RateLimit-Requests-Remaining",
+    "Anthropic-RateLimit-Requests-Reset",
+)
 
 
 def header(name: str, text: str, schema: JsonObject) -> JsonObject:
@@ -137,7 +145,7 @@ def route(tag: str, summary: str, responses: dict[int, JsonObject], **extra: Any
         "tags": [tag],
         "summary": summary,
         "status_code": min(responses),
-        "responses": {status: told(whole[status], "X-Request-ID") for status in sorted(whole)},
+        "responses": {status: told(whole[status], *_ALWAYS) for status in sorted(whole)},
         "openapi_extra": extra or None,
     }
 
@@ -145,6 +153,9 @@ def route(tag: str, summary: str, responses: dict[int, JsonObject], **extra: Any
 def refusals(shape: JsonObject, *statuses: int) -> dict[int, JsonObject]:
     """Refusals of one form, by their status."""
     made = {status: {**shape, "description": REFUSALS[status]} for status in statuses}
+    limits = ANTHROPIC_LIMIT_HEADERS if shape is ANTHROPIC_ERROR else LIMIT_HEADERS
+    if 429 in made:
+        made[429] = told(made[429], *limits)
     return {status: told(one, *_HEADERS_OF.get(status, ())) for status, one in made.items()}
 
 
@@ -157,6 +168,8 @@ def body(name: str, **examples: JsonObject) -> JsonObject:
 KEY: Final[list[JsonObject]] = [{"bearer": []}, {"api_key": []}]
 ANYONE: Final[list[JsonObject]] = []
 JOB_HEADERS: Final = ("X-Headrace-Job-Id", "X-Headrace-Durability", "X-Headrace-Replayed", "X-Headrace-Model")
+MADE_HEADERS: Final = (*JOB_HEADERS, *LIMIT_HEADERS)
+"""Of the answer to a request that makes a job, unless an earlier one with its key had made it."""
 JSON_LINES: Final = "application/x-ndjson"
 EVENT: Final[JsonObject] = {
     "description": "Each event of the stream.",
@@ -169,10 +182,12 @@ _PIECES: Final = {STREAM: EVENT, JSON_LINES: _LINES}
 _COMPLETED: Final = "The answer; with `stream`, its chunks as server-sent events, each with an `id` to resume from."
 
 
-def completed(name: str, text: str = _COMPLETED, *, stream: str = STREAM) -> JsonObject:
-    """A job's answer: whole, or as a stream of this kind."""
+def completed(
+    name: str, text: str = _COMPLETED, *, stream: str = STREAM, limits: tuple[str, ...] = LIMIT_HEADERS
+) -> JsonObject:
+    """A job's answer: whole, or as a stream of this kind. `limits`: its headers of the tenant's limit."""
     content = {"application/json": {"schema": ref(name)}, stream: {"schema": _PIECES[stream]}}
-    return told({"description": text, "content": content}, *JOB_HEADERS)
+    return told({"description": text, "content": content}, *JOB_HEADERS, *limits)
 
 
 def linked(shape: JsonObject, parameter: str, pointer: str, *operations: str) -> JsonObject:

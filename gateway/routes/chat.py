@@ -40,7 +40,7 @@ def router(parts: Parts) -> APIRouter:
     @routes.get("/v1/models", **MODELS)
     async def models(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         parts.auth.principal(request)
-        if asks_anthropic(request):
+        if asks_anthropic(request.scope):
             return list_models(parts, request)
         return Response(model_list(list(parts.settings.model_names)), media_type="application/json")
 
@@ -50,8 +50,8 @@ def router(parts: Parts) -> APIRouter:
         parts.auth.principal(request)
         if model not in parts.settings.model_names:
             raise ModelNotFound(f"The model {model[:128]!r} does not exist.", param="model")
-        if asks_anthropic(request):
-            return show_model(parts, request, model)
+        if asks_anthropic(request.scope):
+            return show_model(parts, model)
         return Response(model_object(model), media_type="application/json")
 
     return routes

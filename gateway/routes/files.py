@@ -10,6 +10,8 @@ import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Match
+from starlette.types import Scope
 
 from common.contracts import JsonObject
 from common.errors import BadRequest, NotFound
@@ -17,6 +19,7 @@ from common.ledger.files import File
 from gateway.auth import Principal
 from gateway.dialects.files import file_object, page_object
 from gateway.docs.files import CREATE_FILE, DELETE_FILE, FILE, FILE_CONTENT, FILES
+from gateway.errors import asks_anthropic
 from gateway.files import pieces
 from gateway.parts import Parts
 from gateway.routes.jobs import limit_of
@@ -26,9 +29,17 @@ from gateway.uploads import receive_file
 MOST_LISTED: Final = 10_000
 
 
+class _OpenAIsRoute(PlainRoute):
+    """A route that is not there for Anthropic's clients, whose files by the same address are of another shape."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether the request is for this route."""
+        return (Match.NONE, {}) if asks_anthropic(scope) else super().matches(scope)
+
+
 def router(parts: Parts) -> APIRouter:
     """The routes, over these parts."""
-    routes = APIRouter(route_class=PlainRoute)
+    routes = APIRouter(route_class=_OpenAIsRoute)
 
     @routes.post("/v1/files", **CREATE_FILE)
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -21,6 +21,7 @@ from gateway.dialects.openai import ChunkShape, end_of_stream, queue_object
 from gateway.docs.jobs import CANCEL_JOB, JOB, JOB_EVENTS, JOBS, SUBMIT_JOB
 from gateway.http import read_body, request_id
 from gateway.journal import Acceptance
+from gateway.limits import limit_headers
 from gateway.parts import Parts
 from gateway.readers import Subscription
 from gateway.relay import EventStream, Relay
@@ -83,6 +84,8 @@ async def taken(parts: Parts, accepted: Acceptance) -> Response:
         record = await record_of(parts, job_id)
         job, status = (job, status) if record is None else (record.job, record.state)
         headers |= REPLAYED
+    elif accepted.admitted:
+        headers |= limit_headers(accepted.admitted, least_ms=job.delay_ms)
     headers |= job_headers(job_id, journaled=job.journal) | choice_headers(job)
     body = {"id": job_id, "object": "job", "status": status.value, "links": links(job_id)}
     return Response(orjson.dumps(body), 202, headers, "application/json")

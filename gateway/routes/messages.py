@@ -43,7 +43,8 @@ def router(parts: Parts) -> APIRouter:
         asked = parse_count(await _body(parts, request))
         if asked.model not in parts.settings.model_names:
             raise ModelNotFound(f"The model {asked.model[:128]!r} does not exist.", param="model")
-        return Response(orjson.dumps({"input_tokens": asked.prompt_tokens}), media_type="application/json")
+        counted = await parts.tokens.count_prompt(asked.body)
+        return Response(orjson.dumps({"input_tokens": counted}), media_type="application/json")
 
     return routes
 
@@ -51,20 +52,20 @@ def router(parts: Parts) -> APIRouter:
 def list_models(parts: Parts, request: Request) -> Response:
     """A page of the models, for a client of Anthropic's. Raises BadRequest."""
     names, more = model_page(list(parts.settings.model_names), dict(request.query_params))
-    return _json(request, models_object([_info(parts, name) for name in names], has_more=more))
+    return _json(models_object([_info(parts, name) for name in names], has_more=more))
 
 
-def show_model(parts: Parts, request: Request, name: str) -> Response:
+def show_model(parts: Parts, name: str) -> Response:
     """One of the models, for a client of Anthropic's."""
-    return _json(request, orjson.dumps(_info(parts, name)))
+    return _json(orjson.dumps(_info(parts, name)))
 
 
 def _info(parts: Parts, name: str) -> JsonObject:
     return model_info(name, parts.settings.models[parts.settings.model_names[name]].max_tokens)
 
 
-def _json(request: Request, body: bytes) -> Response:
-    return Response(body, headers={"request-id": request_id(request)}, media_type="application/json")
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 async def _body(parts: Parts, request: Request) -> bytes:

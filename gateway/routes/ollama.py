@@ -66,6 +66,7 @@ def _add_models(routes: APIRouter, parts: Parts) -> None:
     async def here(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         return Response("Headrace is running", media_type="text/plain")
 
+    @routes.head("/api/tags", include_in_schema=False)
     @routes.get("/api/tags", **OLLAMA_TAGS)
     async def tags(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         parts.auth.principal(request)
@@ -83,6 +84,7 @@ def _add_models(routes: APIRouter, parts: Parts) -> None:
         row = models[names[ollama.shown_model(await _body(parts, request), names)]]
         return Response(ollama_answers.shown(row.longest_context, row.capabilities or ()), media_type=JSON)
 
+    @routes.head("/api/version", include_in_schema=False)
     @routes.get("/api/version", **OLLAMA_VERSION)
     async def version(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         parts.auth.principal(request)
@@ -94,7 +96,7 @@ async def _answer(parts: Parts, request: Request, parse: Parse, answer_idle: Ans
     asked = parse(await _body(parts, request), parts.settings.model_names)
     options = parse_options(request.scope["headers"])
     if isinstance(asked, Idle):
-        return Response(answer_idle(asked, parts.clock.now_ms() // 1000), media_type=JSON)
+        return Response(answer_idle(asked, parts.clock.now_ms()), media_type=JSON)
     streams = isinstance(asked, ChatRequest) and asked.stream
     job = parts.admission.job(
         principal,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Final
 
@@ -30,20 +31,20 @@ from gateway.auth import Principal
 from gateway.dialects.native import parse_options
 from gateway.dialects.responses_input import (
     DIALECT,
-    conversation,
     in_response,
-    input_items,
     job_id_of,
     read_response_request,
     response_id,
     response_request,
 )
-from gateway.dialects.responses_output import items_by_id, recorded_response, whole_response
+from gateway.dialects.responses_output import conversation, items_by_id, recorded_response, whole_response
 from gateway.dialects.responses_reference import referenced, with_items
 from gateway.dialects.responses_stream import ResponseShape
+from gateway.dialects.responses_turns import Known, Turns, input_items
 from gateway.dialects.surfaces import answered_by
 from gateway.docs.openai import CANCEL_RESPONSE, CREATE_RESPONSE, DELETE_RESPONSE, INPUT_ITEMS, INPUT_TOKENS, RESPONSE
 from gateway.http import read_body, request_id
+from gateway.limits import limit_headers
 from gateway.parts import Parts
 from gateway.relay import EventStream, Relay, stored_frames
 from gateway.routes.jobs import limit_of, record_of, watched
@@ -108,7 +109,8 @@ def _add_parts_of_one(routes: APIRouter, parts: Parts) -> None:
             raise ModelNotFound(f"The model {body['model'][:128]!r} does not exist.", param="model")
         body = await _with_items(parts, principal, body)
         asked = response_request(body, await _before(parts, principal, body.get("previous_response_id")))
-        return _json({"object": "response.input_tokens", "input_tokens": asked.prompt_tokens})
+        counted = await parts.tokens.count_prompt(asked.body)
+        return _json({"object": "response.input_tokens", "input_tokens": counted})
 
 
 async def _body(parts: Parts, request: Request) -> bytes:
@@ -163,10 +165,10 @@ def _json(document: JsonObject) -> Response:
 # --- made -------------------------------------------------------------------------------------------------------------
 
 
-async def _before(parts: Parts, principal: Principal, previous: str | None) -> list[JsonObject]:
+async def _before(parts: Parts, principal: Principal, previous: str | None) -> Turns:
     """The conversation that a request goes on from. Raises BadRequest where there is none by that id."""
     if previous is None:
-        return []
+        return Turns()
     record, param = await _find(parts, principal, previous), "previous_response_id"
     if record is None:
         text = f"Previous response with id {previous[:64]!r} not found."
@@ -176,24 +178,26 @@ async def _before(parts: Parts, principal: Principal, previous: str | None) -> l
     before = await shaped(record.result, conversation, record.job, record.result)
     # Each turn holds all before it: without this a conversation could grow without an end.
     most_bytes = parts.settings.max_body_bytes
-    if len(orjson.dumps(before)) > most_bytes:
+    if len(orjson.dumps(before.messages)) > most_bytes:
         raise TooLarge(f"{param}: the conversation before is too large: more than {most_bytes} bytes.", param=param)
     return before
 
 
 async def _with_items(parts: Parts, principal: Principal, body: JsonObject) -> JsonObject:
     """The request with the items that it only names. Raises BadRequest where one is not the caller's, TooLarge."""
-    items: dict[str, JsonObject] = {}
+    items: dict[str, Known] = {}
     left_bytes = parts.settings.max_body_bytes
     wanted = referenced(body)
-    for digits in wanted:
+    for digits, ids in wanted.items():
         record = await _of_digits(parts, principal, digits)
-        if record is None or record.result is None:
+        if record is None:
             continue
-        left_bytes -= len(record.result)
+        found = await shaped(record.result, items_by_id, record)
+        named = {item_id: found[item_id] for item_id in ids if item_id in found}
+        left_bytes -= len(orjson.dumps([*named.values()]))
         if left_bytes < 0:
             raise TooLarge(f"The items named in the input are more than {parts.settings.max_body_bytes} bytes.")
-        items |= await shaped(record.result, items_by_id, record)
+        items |= named
     return with_items(body, items) if wanted else body
 
 
@@ -205,7 +209,7 @@ async def _of_digits(parts: Parts, principal: Principal, digits: str) -> Record 
     return None
 
 
-def _job(parts: Parts, principal: Principal, body: JsonObject, before: list[JsonObject], request: Request) -> Job:
+def _job(parts: Parts, principal: Principal, body: JsonObject, before: Turns, request: Request) -> Job:
     manner = IN_BACKGROUND if body.get("background") else STREAMED if body.get("stream") else WAITED_FOR
     try:
         return parts.admission.job(
@@ -239,11 +243,11 @@ async def _in_background(parts: Parts, job: Job, *, streamed: bool) -> Response:
     known = await record_of(parts, admitted.job_id if admitted else job.id)
     if known is None:
         raise NotFound(f"Response with id {response_id(job.id)!r} not found.")
-    if streamed:
-        return await _follow(parts, known, -1)
-    answer = await _shown(parts, known)
+    answer = await (_follow(parts, known, -1) if streamed else _shown(parts, known))
     if known.job.id != job.id:
         answer.headers.update(REPLAYED)
+    elif admitted:
+        answer.headers.update(limit_headers(admitted, least_ms=job.delay_ms))
     return answer
 
 
@@ -276,8 +280,28 @@ async def _follow(parts: Parts, record: Record, after: int) -> Response:
     except NotFound:
         # Accepted by the ledger, and the queue has it only later (again).
         return EventStream(parts.hub, _not_yet(shape), headers)
-    relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt)
-    return EventStream(parts.hub, relay.bytes(first), headers)
+    told = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt).bytes(first)
+    if record.state.ended and after >= 0:
+        told = await _known(told, shape, after)
+    return EventStream(parts.hub, told, headers)
+
+
+async def _known(told: AsyncGenerator[bytes, None], shape: ResponseShape, after: int) -> AsyncGenerator[bytes, None]:
+    """An ended response's events after a number, in bytes. Raises BadRequest for the number of none of its events."""
+    async for piece in told:
+        if piece:
+            return _led_by(piece, told)
+    if after > shape.last_number:
+        text = f"starting_after: the response has ended, and its last event is {shape.last_number}."
+        raise BadRequest(text, param="starting_after")
+    return _led_by(b"", told)
+
+
+async def _led_by(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
 
 
 def _stored(shape: ResponseShape, record: Record, after: int) -> AsyncGenerator[bytes, None]:

@@ -17,8 +17,10 @@ from common.errors import HeadraceError
 from gateway.auth import Principal
 from gateway.errors import row_of
 from gateway.http import new_request_id
+from gateway.limits import TenantFull
 from gateway.parts import Parts
 from gateway.rpc.codes import NEVER, PUSHBACK, Metadata, message_of, status_of, trailers_of
+from gateway.rpc.connections import Connections
 from gateway.rpc.reading import RawHeaders
 
 log = structlog.get_logger(__name__)
@@ -40,7 +42,10 @@ class Call:
     request_id: str
     headers: RawHeaders
     began_s: float
+    peer: str
     told: dict[str, str] = field(default_factory=dict[str, str])
+    job_id: str = ""
+    """The job whose answer this call is: of no use to anybody once its callers want it no more."""
     wrote: bool = False
     final: bool = False
     """Whether the same request would only have the same end again."""
@@ -59,8 +64,10 @@ class Call:
 class Frame:
     """Gives each call its id and its principal, and answers what goes wrong by the table."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, connections: Connections) -> None:
         self._parts = parts
+        self._connections = connections
+        self._giving_up: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,7 +82,7 @@ class Frame:
         Counted by HTTP's statuses, so that one metric tells of both.
         """
         self._count(1)
-        call = Call(context, _NOBODY, new_request_id(), headers_of(context), time.perf_counter())
+        call = Call(context, _NOBODY, new_request_id(), headers_of(context), time.perf_counter(), context.peer())
         bind_contextvars(request_id=call.request_id)
         status = LEFT
         try:
@@ -83,15 +90,18 @@ class Frame:
             answer = await work(call)
             status = OK
             return answer
+        except asyncio.CancelledError:
+            self._hung_up(call)
+            raise
         except HeadraceError as error:
-            failure = error.failure
+            failure = self._refused(call, error)
             status = row_of(failure.code).status
-            self._parts.metrics.refused(failure.code)
-        except Exception:
+        except Exception as error:
             # As at HTTP's outermost layer, the one blind handler: whatever went wrong, the caller gets an answer.
-            if context.done():
+            if context.done() or isinstance(error, grpc.aio.InternalError):
                 # Nobody is left to answer: what failed was writing to somebody who hung up.
                 log.debug("call.client_left")
+                self._hung_up(call)
                 raise asyncio.CancelledError from None
             log.exception("call.failed", route=route)
             failure = Failure("internal_error", "Something went wrong on our side.")
@@ -100,6 +110,33 @@ class Frame:
             self._count(-1)
             self._parts.metrics.request(route, status, time.perf_counter() - call.began_s)
         await context.abort(status_of(failure), message_of(failure), _trailers(call, failure))
+
+    def _refused(self, call: Call, error: HeadraceError) -> Failure:
+        if isinstance(error, TenantFull):
+            call.told = error.headers()
+        self._parts.metrics.refused(error.failure.code)
+        return error.failure
+
+    def _hung_up(self, call: Call) -> None:
+        if not call.job_id:
+            return
+        # Beside the call, which gRPC cancels, maybe while this is under way.
+        task = asyncio.create_task(self._give_up(call), name="rpc give up")
+        self._giving_up.add(task)
+        self._count(1)
+        task.add_done_callback(self._gave_up)
+
+    async def _give_up(self, call: Call) -> None:
+        """Who cancels a call wants no answer any more; whose connection was lost may come back for it.
+
+        Calls that this gateway itself cuts lose their connection, too.
+        """
+        if await self._connections.stands(call.peer):
+            await self._parts.hub.give_up(call.job_id)
+
+    def _gave_up(self, task: asyncio.Task[None]) -> None:
+        self._giving_up.discard(task)
+        self._count(-1)
 
     def _count(self, step: int) -> None:
         self._under_way += step

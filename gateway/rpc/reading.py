@@ -70,9 +70,20 @@ def options_of(given: pb.JobOptions, headers: RawHeaders) -> JobOptions:
 
 def submission_of(given: pb.SubmitJobRequest, headers: RawHeaders, *, default_model: str | None) -> JobSubmission:
     """The job asked for. Raises BadRequest naming the field."""
-    metadata = read_object(given.metadata_json, _no_schemas) if given.metadata_json else {}
+    metadata = _metadata_of(given.metadata_json) if given.metadata_json else {}
     check_metadata(metadata)
     return JobSubmission(_work(given, default_model), options_of(given.options, headers), metadata)
+
+
+def _metadata_of(raw: bytes) -> JsonObject:
+    return read_object(raw, _no_schemas, metadata_of=lambda found: (found,))
+
+
+def view_of(given: pb.GetJobRequest) -> pb.JobView:
+    """How much of a job is asked for. Raises BadRequest for a view of a later version."""
+    if given.view not in pb.JobView.values():
+        raise BadRequest(f"view: {given.view} is not known here.", param="view")
+    return given.view
 
 
 def _work(given: pb.SubmitJobRequest, default_model: str | None) -> Asked:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, cast
+from typing import Final
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from common.errors import HeadraceError
 from gateway.http import MAX_HEAD_BYTES
 from gateway.parts import Parts
 from gateway.rpc.arrival import Arrival
+from gateway.rpc.connections import Connections
 from gateway.rpc.headrace.v1 import inference_pb2_grpc as rpc
 from gateway.rpc.service import NAME, InferenceService
+from gateway.rpc.standard import STANDARD, add_health, add_reflection
 
 log = structlog.get_logger(__name__)
 
 LOOK_S: Final = 1.0
 # For statuses and the news of NOT_SERVING to go out, before what is still open is cut.
 LAST_WORDS_S: Final = 0.2
-# The later version says the same in the same words under another name.
-REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
+SERVICES: Final = (NAME, *STANDARD)
 KEEPALIVE_MS: Final = 20_000
 SHORTEST_PING_MS: Final = 10_000
 IDENTITY_ONLY: Final = 1
-
-_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class RpcServer:
@@ -37,16 +33,16 @@ class RpcServer:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=_options(parts.settings.max_body_bytes), interceptors=[Arrival(parts.settings.request_timeout_s)]
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = True
-        self._service = InferenceService(parts)
+        self._connections = Connections()
+        self._service = InferenceService(parts, self._connections)
         rpc.add_InferenceServiceServicer_to_server(self._service, self._server)  # pyright: ignore[reportUnknownMemberType]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._add_reflection()
+        self._health = add_health(self._server, SERVICES)
+        add_reflection(self._server, SERVICES)
 
     def bind(self, host: str, port: int) -> None:
         """Takes the port. Raises OSError where it is taken."""
@@ -56,6 +52,7 @@ class RpcServer:
             raise OSError(f"cannot listen on {host}:{port}") from error
         if bound == 0:
             raise OSError(f"cannot listen on {host}:{port}")
+        self._connections.port = bound
 
     async def start(self) -> None:
         """Begins to serve, and to tell by health whether the gateway is ready."""
@@ -101,20 +98,7 @@ class RpcServer:
 
     async def _set(self, *, ready: bool) -> None:
         self._ready = ready
-        for name in ("", NAME):
-            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
-
-    def _add_reflection(self) -> None:
-        names = (NAME, health.SERVICE_NAME, REFLECTION_V1, reflection.SERVICE_NAME)
-        servicer = reflection.aio.ReflectionServicer(names)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._server)  # pyright: ignore[reportUnknownMemberType]
-        method = grpc.stream_stream_rpc_method_handler(
-            cast("Any", servicer).ServerReflectionInfo,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        handlers = grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": method})
-        self._server.add_generic_rpc_handlers((handlers,))
+        await self._health.tell(ready=ready)
 
 
 def _options(most_bytes: int) -> list[tuple[str, int]]:

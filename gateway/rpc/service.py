@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
 
 import anyio
+from google.protobuf.message import Message as AnyMessage
 
 from common.contracts import Failure, Job, Position, State
-from common.errors import BadRequest, HeadraceError, LaterError, PositionGone
+from common.errors import BadRequest, HeadraceError, LaterError, PositionGone, TooLarge
 from common.queue import Record
 from gateway.admission import BACKGROUND, STREAMED, WAITED_FOR, Manner
-from gateway.answers import REPLAYED, Opened, choice_headers, job_headers, open_stream, shaped, wait_for_end
+from gateway.answers import (
+    REPLAYED,
+    Ended,
+    Opened,
+    await_end,
+    choice_headers,
+    ended,
+    job_headers,
+    not_ended,
+    open_stream,
+    shaped,
+)
 from gateway.dialects.openai import ChatRequest
+from gateway.limits import limit_headers
 from gateway.parts import Parts
 from gateway.readers import SlowReader
 from gateway.relay import SEND_TIMEOUT_S, Relay, stored_frames
 from gateway.routes.jobs import cancelled, cost_usd, last_entry, own, record_of, start_after, watched
 from gateway.rpc.calls import Call, Context, Frame
+from gateway.rpc.connections import Connections
 from gateway.rpc.headrace.v1 import inference_pb2 as pb
 from gateway.rpc.headrace.v1 import inference_pb2_grpc as rpc
-from gateway.rpc.reading import chat_of, options_of, prompt_of, submission_of
+from gateway.rpc.reading import chat_of, options_of, prompt_of, submission_of, view_of
 from gateway.rpc.shape import EventShape
 from gateway.rpc.writing import STATUSES, completion_of, job_of, place_of, text_of, words_of
 
 NAME: Final = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
-# In one message: far below the 4 MiB that clients take, unless they say otherwise.
+# In one message of a stream: far below the 4 MiB that clients take, unless they say otherwise.
 MOST_EVENTS: Final = 256
+MOST_EVENTS_BYTES: Final = 1024 * 1024
+# What clients take in one message unless they say otherwise: 4 MiB with the response's own few bytes.
+MOST_UNASKED_BYTES: Final = 4 * 1024 * 1024 - 64
+TOO_LARGE: Final = (
+    "The job with its answer is {:,} bytes, more than the 4 MiB that clients take unless they say otherwise. Raise "
+    "grpc.max_receive_message_length and ask for JOB_VIEW_FULL, or ask for JOB_VIEW_BASIC, which leaves the answer out."
+)
 TOO_SLOW: Final = "This reader fell too far behind; WatchJob goes on after the last position that it has."
 GOING_AWAY: Final = "This gateway is going away; WatchJob at another one goes on after the last position."
 
-Message = TypeVar("Message")
+Message = TypeVar("Message", bound=AnyMessage)
 Written = Callable[[list[pb.JobEvent]], list[Message]]
 """Makes events messages of the call's own."""
 
@@ -41,9 +62,9 @@ Written = Callable[[list[pb.JobEvent]], list[Message]]
 class InferenceService(rpc.InferenceServiceServicer):
     """The calls, over the gateway's opened parts."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, connections: Connections) -> None:
         self._parts = parts
-        self._frame = Frame(parts)
+        self._frame = Frame(parts, connections)
 
     async def idle(self) -> None:
         """Returns when no call is under way."""
@@ -109,7 +130,12 @@ class InferenceService(rpc.InferenceServiceServicer):
         """A job as it stands."""
 
         async def work(call: Call) -> pb.GetJobResponse:
-            return pb.GetJobResponse(job=await self._shown(await own(self._parts, call.principal, request.job_id)))
+            record = await own(self._parts, call.principal, request.job_id)
+            job = await self._shown(record, with_answer=view_of(request) != pb.JOB_VIEW_BASIC)
+            if request.view == pb.JOB_VIEW_UNSPECIFIED and job.ByteSize() > MOST_UNASKED_BYTES:
+                call.final = True
+                raise TooLarge(TOO_LARGE.format(job.ByteSize()), code="answer_too_large")
+            return pb.GetJobResponse(job=job)
 
         return await self._frame.answer(f"/{NAME}/GetJob", context, work)
 
@@ -130,7 +156,10 @@ class InferenceService(rpc.InferenceServiceServicer):
 
         async def work(call: Call) -> pb.CancelJobResponse:
             record = await cancelled(self._parts, call.principal, request.job_id)
-            return pb.CancelJobResponse(job=await self._shown(record))
+            job = await self._shown(record)
+            if job.ByteSize() > MOST_UNASKED_BYTES:
+                job.ClearField("answer")
+            return pb.CancelJobResponse(job=job)
 
         return await self._frame.answer(f"/{NAME}/CancelJob", context, work)
 
@@ -148,17 +177,35 @@ class InferenceService(rpc.InferenceServiceServicer):
         return replace(job, deadline_in_ms=max(1, int(left_s * 1000)))
 
     async def _whole(self, call: Call, asked: ChatRequest, options: pb.JobOptions) -> pb.Completion:
-        ended = await wait_for_end(self._parts, self._job(call, asked, options, WAITED_FOR), None)
-        assert ended is not None, "only HTTP is asked whether its caller hung up"
-        call.told = ended.headers
-        if ended.failure is not None or ended.result is None:
-            call.final = bool(ended.job.idempotency)
-            raise _error(ended.failure)
-        await call.begin(ended.headers)
-        return await shaped(ended.result, completion_of, ended.job, ended.created_ms, ended.result)
+        end = await self._ended(call, self._job(call, asked, options, WAITED_FOR))
+        call.told = end.headers
+        if end.failure is not None or end.result is None:
+            call.final = bool(end.job.idempotency)
+            raise _error(end.failure)
+        await call.begin(end.headers)
+        return await shaped(end.result, completion_of, end.job, end.created_ms, end.result)
+
+    async def _ended(self, call: Call, job: Job) -> Ended:
+        """How the job ended, or the one that its idempotency key names."""
+        call.job_id = job.id
+        awaited = await await_end(self._parts, job)
+        call.job_id = awaited.job.id
+        call.told = job_headers(awaited.job.id)
+        try:
+            with self._cuttable():
+                async with asyncio.timeout(awaited.limit_s):
+                    await asyncio.shield(awaited.waiter.end)
+            return await ended(self._parts, awaited)
+        except TimeoutError:
+            raise not_ended() from None
+        finally:
+            self._parts.hub.leave(awaited.waiter)
 
     async def _stream(self, call: Call, asked: ChatRequest, options: pb.JobOptions, written: Written[Message]) -> None:
-        opened = await open_stream(self._parts, self._job(call, asked, options, STREAMED))
+        job = self._job(call, asked, options, STREAMED)
+        call.job_id = job.id
+        opened = await open_stream(self._parts, job)
+        call.job_id = opened.job.id
         shape = EventShape(opened.job.include_usage)
         if isinstance(opened, Record):
             await self._stored(call, opened, shape, written)
@@ -167,7 +214,7 @@ class InferenceService(rpc.InferenceServiceServicer):
 
     async def _live(self, call: Call, opened: Opened, shape: EventShape, written: Written[Message]) -> None:
         try:
-            await call.begin(opened.headers)
+            await call.begin(opened.told(self._parts.clock.monotonic_s()))
         except BaseException:
             opened.reader.close()
             raise
@@ -202,20 +249,26 @@ class InferenceService(rpc.InferenceServiceServicer):
         self, call: Call, batches: AsyncGenerator[bytes, None], shape: EventShape, written: Written[Message]
     ) -> None:
         """Writes what the shape collects until the stream's end. Raises its bad end, and LaterError on draining."""
-        with anyio.CancelScope() as scope, self._parts.hub.cuttable(scope):
+        with self._cuttable():
             async with aclosing(batches):
                 async for _ in batches:
                     await self._write(call, shape.taken(), written)
-        if scope.cancelled_caught:
-            raise LaterError(GOING_AWAY, retry_after_s=1)
         if shape.failure is not None:
             raise _error(shape.failure)
+
+    @contextmanager
+    def _cuttable(self) -> Generator[None]:
+        """What this holds is ended when the gateway goes. Raises LaterError then."""
+        with anyio.CancelScope() as scope, self._parts.hub.cuttable(scope):
+            yield
+        if scope.cancelled_caught:
+            raise LaterError(GOING_AWAY, retry_after_s=1)
 
     async def _write(self, call: Call, events: list[pb.JobEvent], written: Written[Message]) -> None:
         """Raises SlowReader where the caller takes nothing: it is told so once it does."""
         for start in range(0, len(events), MOST_EVENTS):
             some = events[start : start + MOST_EVENTS]
-            for message in written(some):
+            for message in _fitting(some, written):
                 try:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await call.context.write(message)
@@ -233,21 +286,35 @@ class InferenceService(rpc.InferenceServiceServicer):
         known = record.job if record else accepted.job
         state = record.state if record else State.DELAYED if job.delay_ms else State.QUEUED
         told = job_headers(job_id, journaled=known.journal) | choice_headers(known)
-        await call.begin(told | REPLAYED if replayed else told)
+        if replayed:
+            told |= REPLAYED
+        elif accepted.admitted:
+            told |= limit_headers(accepted.admitted, least_ms=known.delay_ms)
+        await call.begin(told)
         return pb.SubmitJobResponse(job_id=job_id, status=STATUSES[state], replayed=replayed)
 
-    async def _shown(self, record: Record) -> pb.Job:
+    async def _shown(self, record: Record, *, with_answer: bool = True) -> pb.Job:
         place = None
         if record.position is not None:
             [place] = await self._parts.queue.places(record.job.pool, [record.job.id])
         cost = cost_usd(self._parts, record)
-        return await shaped(record.result, job_of, record, queue=place_of(place), cost_usd=cost)
+        stands = place_of(place)
+        return await shaped(record.result, job_of, record, queue=stands, cost_usd=cost, with_answer=with_answer)
 
     def _prompt(self, given: pb.Prompt) -> ChatRequest:
         return prompt_of(given, default_model=self._first_model())
 
     def _first_model(self) -> str | None:
         return next(iter(self._parts.settings.models), None)
+
+
+def _fitting(events: list[pb.JobEvent], written: Written[Message]) -> list[Message]:
+    """The messages of these events: more of them where they are large. One event is never divided."""
+    messages = written(events)
+    if len(events) == 1 or all(message.ByteSize() <= MOST_EVENTS_BYTES for message in messages):
+        return messages
+    middle = len(events) // 2
+    return _fitting(events[:middle], written) + _fitting(events[middle:], written)
 
 
 def _error(failure: Failure | None) -> HeadraceError:

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.contracts import Job, JsonObject, Outcome, Priority, State, Usage
 from common.queue import AttemptError, Place, Record
+from common.runs import RUNS
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS_ENDPOINT
 from gateway.dialects.embeddings import embeddings_object
 from gateway.dialects.openai import completion_id
@@ -56,6 +57,7 @@ def completion_of(job: Job, created_ms: int, result: bytes) -> pb.Completion:
 
 
 def _choice(rest: JsonObject) -> pb.Choice:
+    rest.pop(RUNS, None)
     return pb.Choice(
         index=_take(rest, "index", int) or 0,
         message=_message(_take(rest, "message", dict) or {}),
@@ -182,7 +184,7 @@ def _timings(told: dict[str, int]) -> pb.Timings:
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def job_of(record: Record, *, queue: pb.QueuePlace | None, cost_usd: float | None) -> pb.Job:
+def job_of(record: Record, *, queue: pb.QueuePlace | None, cost_usd: float | None, with_answer: bool = True) -> pb.Job:
     """A job as it stands."""
     outcome = record.outcome
     job = answered_by(record.job, outcome)
@@ -201,10 +203,11 @@ def job_of(record: Record, *, queue: pb.QueuePlace | None, cost_usd: float | Non
         metadata_json=orjson.dumps(job.metadata) if job.metadata else b"",
         cost_usd=cost_usd,
         choice=_model_choice(record.job),
+        answer_bytes=len(record.result or b""),
     )
     if outcome is not None:
         _add_outcome(shown, outcome)
-    if record.result:
+    if record.result and with_answer:
         _add_answer(shown, job, record.created_ms, record.result)
     return shown
 
@@ -216,6 +219,10 @@ def _model_choice(job: Job) -> pb.ModelChoice | None:
 
 
 def _add_outcome(shown: pb.Job, outcome: Outcome) -> None:
+    shown.backend, shown.upstream_model = outcome.backend, outcome.upstream_model
+    shown.failed_targets.extend(
+        pb.FailedTarget(backend=one.backend, model=one.model, code=one.code) for one in outcome.failed_targets
+    )
     if outcome.failure is not None:
         failure = outcome.failure
         shown.error.CopyFrom(pb.JobError(code=reason_of(failure), message=failure.message, param=failure.param or ""))

@@ -73,7 +73,9 @@ def _mend_body(body: dict[str, Any]) -> None:
     body.pop("previous_response_id", None)
     # Nor any item of one.
     if isinstance(body.get("input"), list):
-        items = [one for one in body["input"] if not isinstance(one, dict) or one.get("type") != "item_reference"]
+        items = [one for one in body["input"] if not isinstance(one, dict) or not _named_only(one)]
+        # Each call with its output.
+        items = [one for item in items for one in _with_output(item)]
         # Nor thoughts alone, of which nothing is left.
         thinks = all(isinstance(one, dict) and one.get("type") == "reasoning" for one in items)
         body["input"] = "a" if thinks else items
@@ -89,6 +91,19 @@ def _mend_body(body: dict[str, Any]) -> None:
     choice = body.get("tool_choice")
     if isinstance(choice, dict) and choice.get("type") == "tool":
         body["tool_choice"] = {**choice, "name": body["tools"][0]["name"]}
+
+
+def _named_only(item: dict[str, Any]) -> bool:
+    return item.get("type") in ("item_reference", None) and "role" not in item
+
+
+def _with_output(item: Any) -> list[Any]:
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind == "function_call_output":
+        return [{"type": "function_call", "call_id": item["call_id"], "name": "f", "arguments": "{}"}, item]
+    if kind == "function_call":
+        return [item, {"type": "function_call_output", "call_id": item["call_id"], "output": "a"}]
+    return [item]
 
 
 def _mend_messages(messages: list[Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_FIRST_DEFINITION = re.compile(r"^(?=@|def |async def |class )", re.MULTILINE)
 ROOMS = ("common", "deploy", "gateway", "scheduler", "workers")
 
 
@@ -35,9 +37,10 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def imports(path: Path) -> set[str]:
-    """The dotted names that the file imports: modules, and names taken from them."""
+    """The dotted names that the file imports: modules, and names taken from them; nothing is imported further down."""
+    head = _FIRST_DEFINITION.split(path.read_text(encoding="utf-8"), maxsplit=1)[0]
     found: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in ast.walk(ast.parse(head)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

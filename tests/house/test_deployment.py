@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -35,11 +36,11 @@ def pins(lock: str) -> dict[str, str]:
 
 
 def text_files() -> list[Path]:
-    return [
-        path
-        for path in ROOT.rglob("*")
-        if path.is_file() and not OTHER_FOLDERS & set(path.parts) and path.suffix not in {".png", ".gguf", ".pyc"}
-    ]
+    found: list[Path] = []
+    for folder, below, names in os.walk(ROOT):
+        below[:] = set(below) - OTHER_FOLDERS  # what others wrote is not even looked at: ten thousands of files
+        found.extend(Path(folder, name) for name in names)
+    return [path for path in found if path.suffix not in {".png", ".gguf", ".pyc"} and path.is_file()]
 
 
 # --- what is installed -----------------------------------------------------------------------------------------------

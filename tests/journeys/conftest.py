@@ -32,7 +32,10 @@ models:
   crowded: {targets: [{backend: echo-idle, model: echo}]}
   narrow: {targets: [{backend: echo-narrow, model: echo}]}
   remote: {targets: [{backend: remote, model: some-model}]}
+tenants:
+  few: {api_keys: [hr-test-key-of-who-may-have-few], max_waiting_jobs: 2}
 """
+FEW_KEY = "hr-test-key-of-who-may-have-few"
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"finish_reason":null}]}\n\n'
 GRACE_S = 1
 STATUS_WAIT_S = 0.8

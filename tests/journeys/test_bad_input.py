@@ -126,7 +126,6 @@ def test_a_field_that_could_choose_a_destination_is_refused_wherever_it_stands(c
     field: dict[str, Any] = {name: "http://127.0.0.1:9/"}
     places: list[dict[str, Any]] = [
         {**HI, **field},
-        {**HI, "metadata": field},
         {**HI, "extra": {"deep": [{"deeper": field}]}},
         {**HI, "messages": [{"role": "user", "content": "hi", **field}]},
         {**HI, "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", **field}]}]},
@@ -138,10 +137,37 @@ def test_a_field_that_could_choose_a_destination_is_refused_wherever_it_stands(c
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter"), body
     for path, sent in (
         ("/v1/jobs", {"endpoint": CHAT, "body": HI, **field}),
-        ("/v1/jobs", {"endpoint": CHAT, "body": HI, "metadata": field}),
         ("/prompt", {"prompt": "hi", **field}),
     ):
         assert client.post(path, json=sent).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["api_base", "base_url", "baseUrl", "model_list", "fallbacks", "headers", "API-BASE"])
+def test_metadata_may_not_name_a_destination_either(client: httpx.Client, name: str) -> None:
+    metadata = {name: "http://127.0.0.1:9/"}
+    for path, sent in (
+        (CHAT, {**HI, "metadata": metadata}),
+        ("/v1/responses", {"model": "echo", "input": "hi", "metadata": metadata}),
+        ("/v1/jobs", {"endpoint": CHAT, "body": {**HI, "metadata": metadata}}),
+        ("/v1/jobs", {"endpoint": CHAT, "body": HI, "metadata": metadata}),
+    ):
+        answer = client.post(path, json=sent)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter"), path
+
+
+def test_other_names_in_metadata_are_the_callers_own(client: httpx.Client) -> None:
+    metadata = dict.fromkeys(
+        ("organization_id", "deployment_id", "aws_region", "fallback", "proxy", "api_version"), "x"
+    )
+    for path, sent in (
+        (CHAT, {**HI, "metadata": metadata}),
+        ("/v1/responses", {"model": "echo", "input": "hi", "metadata": metadata}),
+        ("/v1/jobs", {"endpoint": CHAT, "body": {**HI, "metadata": metadata}, "metadata": metadata}),
+    ):
+        answer = client.post(path, json=sent)
+        assert answer.status_code in (200, 202), (path, answer.text)
+    job = client.get(f"/v1/jobs/{answer.json()['id']}").json()
+    assert job["metadata"] == metadata
 
 
 def test_a_schema_may_describe_a_property_by_any_name(client: httpx.Client) -> None:

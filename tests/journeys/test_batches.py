@@ -68,11 +68,6 @@ def read(sdk: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     return [json.loads(one) for one in sdk.files.content(file_id).read().splitlines()]
 
 
-def bare(shown: dict[str, Any]) -> dict[str, Any]:
-    """The object without what is null: the published schema knows it only to be there or not, OpenAI sends null."""
-    return {name: value for name, value in shown.items() if value is not None}
-
-
 @pytest.mark.parametrize("endpoint", BODIES)
 def test_each_endpoint_answers_its_lines_as_it_answers_alone(
     sdk: openai.OpenAI, elsewhere: httpx.Client, endpoint: str
@@ -81,7 +76,7 @@ def test_each_endpoint_answers_its_lines_as_it_answers_alone(
     assert batch.status == "validating" and batch.expires_at == batch.created_at + 86_400
     batch = ended(sdk, batch)
     shown = elsewhere.get(f"/v1/batches/{batch.id}").json()
-    published("Batch").validate(bare(shown))
+    published("Batch").validate(shown)
     assert (shown["status"], shown["metadata"], shown["model"]) == ("completed", {"who": "me"}, "echo")
     assert shown["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
     assert shown["usage"]["total_tokens"] > 0
@@ -152,7 +147,7 @@ def test_batches_are_listed_to_their_tenant_alone(
 ) -> None:
     made = [create(sdk, [line("a")]).id for _ in range(3)]
     page = client.get("/v1/batches?limit=2").json()
-    published("ListBatchesResponse").validate({**page, "data": [bare(one) for one in page["data"]]})
+    published("ListBatchesResponse").validate(page)
     assert page["has_more"] and len(page["data"]) == 2
     seen = [batch.id for batch in sdk.batches.list(limit=2)]
     assert set(made) <= set(seen) and len(seen) == len(set(seen))

@@ -11,6 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from common.tokens.counting import count_tokens
 from tests.journeys.conftest import MOST_WAITING, STATUS_WAIT_S
 from tests.support.fleet import KEY, Fleet
 from tests.support.say import CHAT, chat, frames, messages, record, submit, when
@@ -153,6 +154,19 @@ def test_a_stream_tells_usage_last_when_it_is_asked_to(sdk: openai.OpenAI) -> No
     assert chunks[-1].usage.total_tokens == 6
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].choices[0].delta.role == "assistant"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_the_upstream_tells_no_usage_tokens_are_counted_and_marked_as_estimated(
+    client: httpx.Client, stream: bool
+) -> None:
+    body = chat(text="antidisestablishmentarianism", usage=False, stream=stream)
+    answer = client.post(CHAT, json=body)
+    assert answer.content
+    usage = record(client, answer.headers["x-headrace-job-id"])["usage"]
+    # Six tokens by the vocabulary; by the length it would be seven.
+    assert (usage["completion_tokens"], usage["estimated"]) == (6, True)
+    assert usage["prompt_tokens"] == 4 + count_tokens([body["messages"][0]["content"]])
 
 
 def test_a_stream_tells_no_usage_unasked(sdk: openai.OpenAI) -> None:

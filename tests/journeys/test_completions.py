@@ -185,7 +185,7 @@ def test_where_there_is_no_room_for_all_none_of_them_waits(client: httpx.Client)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
     assert int(refused.headers["retry-after-ms"]) >= int(refused.headers["retry-after"]) * 1_000 - 999 >= 1
     assert refused.headers["x-should-retry"] == "true"
-    assert not [name for name in refused.headers if "ratelimit" in name], "a limit in time that there is not"
+    assert not [name for name in refused.headers if "ratelimit" in name], "the lane is full, and no tenant's limit met"
     newest = client.get("/v1/jobs", params={"limit": MOST_WAITING}).json()["data"]
     assert {(job["model"], job["status"]) for job in newest} == {("crowded", "cancelled")}
 

@@ -13,6 +13,7 @@ import openai
 import pytest
 from openai.types import CreateEmbeddingResponse
 
+from common.tokens.counting import count_tokens
 from tests.support.embedder import BAD, BROKEN, SILENT, Embedder, vector_of
 from tests.support.fleet import Fleet, until
 from tests.support.say import follow, frames, record, when
@@ -134,6 +135,13 @@ def test_tokens_are_taken_too(client: httpx.Client, model: str, given: Any) -> N
     wanted = 2 if isinstance(given[0], list) else 1
     assert len(vectors(answer)) == wanted
     assert answer["usage"]["prompt_tokens"] == (5 if wanted == 2 else 3)
+
+
+def test_where_the_upstream_tells_no_usage_the_inputs_are_counted(client: httpx.Client) -> None:
+    quiet = 'echo: {"usage": false}'
+    tokens = count_tokens([quiet]) + 6
+    usage = embed(client, [quiet, "antidisestablishmentarianism"], "echo").json()["usage"]
+    assert usage == {"prompt_tokens": tokens, "total_tokens": tokens, "estimated": True}
 
 
 @pytest.mark.parametrize("model", ["echo", "vectors"])

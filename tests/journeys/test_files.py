@@ -51,6 +51,20 @@ def test_a_file_comes_back_to_the_byte_from_any_gateway_and_is_gone_when_deleted
             answer(made.id)
 
 
+def test_anthropics_clients_find_no_files_here(client: httpx.Client) -> None:
+    head = {"anthropic-version": "2023-06-01"}
+    file = ("a.txt", b"x", "text/plain")
+    for answer in (
+        client.get("/v1/files", headers=head),
+        client.get("/v1/files/file-x/content", headers=head),
+        client.post("/v1/files", headers=head, files={"file": file}),
+        client.delete("/v1/files/file-x", headers=head),
+    ):
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+        assert answer.headers["request-id"] == answer.json()["request_id"]
+    assert client.get("/v1/files").json()["object"] == "list"
+
+
 def test_files_of_another_tenant_are_as_if_they_never_were(sdk: openai.OpenAI, other_sdk: openai.OpenAI) -> None:
     made = sdk.files.create(file=("a", b"secret"), purpose="user_data")
     for answer in (other_sdk.files.retrieve, other_sdk.files.content, other_sdk.files.delete):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import httpx
 import orjson
@@ -19,6 +21,13 @@ from tests.support.say import chat as chat_body
 pytestmark = pytest.mark.timeout(60)
 
 SERVICE = "headrace.v1.InferenceService"
+SERVICES = (
+    SERVICE,
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+DETAILS = "google.rpc.ErrorInfo"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 Code = grpc.StatusCode
 
@@ -90,6 +99,7 @@ def test_a_submitted_job_can_be_polled_watched_and_found_over_http(rpc: Caller, 
     assert job.created.seconds == found["created_at"]
     assert job.cost_usd == found["cost_usd"] > 0
     assert job.timings.total_ms == found["timings_ms"]["total"]
+    assert (job.backend, job.upstream_model) == (found["backend"], found["upstream_model"]) == ("echo", "echo")
 
 
 def test_embeddings_are_a_job_like_any_other(rpc: Caller, client: httpx.Client) -> None:
@@ -99,6 +109,28 @@ def test_embeddings_are_a_job_like_any_other(rpc: Caller, client: httpx.Client) 
     job = rpc.ask("GetJob", pb.GetJobRequest(job_id=taken.job_id)).job
     direct = client.post("/v1/embeddings", content=request, headers={"content-type": "application/json"}).json()
     assert orjson.loads(job.embeddings_json)["data"] == direct["data"]
+
+
+def test_an_answer_beyond_what_clients_take_is_left_to_those_who_take_more(fleet: Fleet, rpc: Caller) -> None:
+    words = "x" * (2 * 1024 * 1024 + 1000)
+    work = chat(words=words)
+    work.n = 2
+    job_id = rpc.ask("SubmitJob", pb.SubmitJobRequest(chat=work)).job_id
+    basic = pb.GetJobRequest(job_id=job_id, view=pb.JOB_VIEW_BASIC)
+    with caller(fleet, max_receive_message_length=4 * 1024 * 1024) as usual:
+        as_it_came, afterwards = watch(usual, job_id), watch(usual, job_id)
+        told = refused(usual, "GetJob", pb.GetJobRequest(job_id=job_id))
+        job = usual.ask("GetJob", basic).job
+        after = usual.ask("CancelJob", pb.CancelJobRequest(job_id=job_id)).job
+    whole = rpc.ask("GetJob", pb.GetJobRequest(job_id=job_id, view=pb.JOB_VIEW_FULL)).job
+    assert text_of(as_it_came) == text_of(afterwards) == words
+    assert (told.code, told.reason) == (Code.RESOURCE_EXHAUSTED, "answer_too_large")
+    assert f"{whole.ByteSize():,} bytes" in told.message
+    assert told.trailers["grpc-retry-pushback-ms"] == "-1"
+    assert [choice.message.content for choice in whole.completion.choices] == [words, words]
+    assert (job.status, job.WhichOneof("answer")) == (pb.JOB_STATUS_SUCCEEDED, None)
+    assert job.answer_bytes == whole.answer_bytes > 2 * len(words)
+    assert after == job
 
 
 def test_a_job_that_waits_is_cancelled_and_says_so(rpc: Caller) -> None:
@@ -152,10 +184,17 @@ def test_a_submission_repeated_says_so(rpc: Caller) -> None:
 # --- health and reflection --------------------------------------------------------------------------------------------
 
 
+def test_all_services_health_comes_in_one_list(fleet: Fleet) -> None:
+    messages: Any = health_pb2
+    with caller(fleet, key=None) as probe:
+        found = probe.health.List(messages.HealthListRequest(), timeout=5).statuses
+    assert {name: one.status for name, one in found.items()} == dict.fromkeys(("", *SERVICES), SERVING)
+
+
 def test_health_needs_no_key_and_knows_each_service(fleet: Fleet) -> None:
     with caller(fleet, key=None) as probe:
         stub = probe.health
-        for name in ("", SERVICE):
+        for name in ("", *SERVICES):
             assert stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status == SERVING
         with pytest.raises(grpc.RpcError) as error:
             stub.Check(health_pb2.HealthCheckRequest(service="other"), timeout=5)
@@ -175,11 +214,15 @@ def test_reflection_describes_the_contract(fleet: Fleet, version: str) -> None:
         )
         asks = [
             reflection_pb2.ServerReflectionRequest(list_services=""),
-            reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+            *(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in (*SERVICES, DETAILS)),
         ]
-        services, file = ask(iter(asks), timeout=5)
+        services, file, *others = ask(iter(asks), timeout=5)
     names = {one.name for one in services.list_services_response.service}
-    assert names >= {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"}
+    assert names == set(SERVICES)
+    described = [one.file_descriptor_response.file_descriptor_proto[0] for one in (file, *others)]
+    for name, one in zip((*SERVICES, DETAILS), described, strict=True):
+        holder = FileDescriptorProto.FromString(one)
+        assert name in [f"{holder.package}.{part.name}" for part in (*holder.service, *holder.message_type)]
     found = FileDescriptorProto.FromString(file.file_descriptor_response.file_descriptor_proto[0])
     assert [method.name for method in found.service[0].method] == [
         *("ChatCompletion", "ChatCompletionStream", "Infer", "InferStream"),

@@ -71,6 +71,12 @@ def test_a_json_piece_that_is_none_is_refused(rpc: Caller) -> None:
         assert (found.code, found.reason) == (Code.INVALID_ARGUMENT, "invalid_json")
 
 
+def test_a_view_of_a_later_version_is_refused(rpc: Caller, client: httpx.Client) -> None:
+    later: Any = 77
+    found = refused(rpc, "GetJob", pb.GetJobRequest(job_id=submit(client, chat_body(words="x")), view=later))
+    assert (found.code, found.param) == (Code.INVALID_ARGUMENT, "view")
+
+
 def test_an_unknown_model_and_an_unknown_job_are_not_found(rpc: Caller) -> None:
     model = refused(rpc, "ChatCompletion", asked(pb.ChatRequest(model="none", messages=PLAIN.messages)))
     assert (model.code, model.reason, model.param) == (Code.NOT_FOUND, "model_not_found", "model")

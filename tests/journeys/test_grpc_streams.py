@@ -14,6 +14,7 @@ from tests.support.fleet import Fleet, until
 from tests.support.grpc_client import (
     Caller,
     asked,
+    caller,
     chat,
     events_of,
     first_chunks,
@@ -24,6 +25,7 @@ from tests.support.grpc_client import (
     text_of,
     watch,
 )
+from tests.support.proxied import ProxyThread
 from tests.support.say import chat as chat_body
 from tests.support.say import follow, frames, submit, when
 
@@ -117,11 +119,16 @@ def test_nothing_is_left_of_callers_that_came_and_went(fleet: Fleet, rpc: Caller
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_was_left_goes_on_at_the_other_gateway(rpc: Caller, rpc_elsewhere: Caller) -> None:
-    call = stream(rpc, chat(**LONG))
-    seen = first_chunks(call, 8)
-    job_id = job_id_of(call)
-    call.cancel()
+def test_a_stream_whose_connection_is_lost_goes_on_at_the_other_gateway(fleet: Fleet, rpc_elsewhere: Caller) -> None:
+    port = int(fleet.members["gateway-0"].environ["HEADRACE_GRPC_PORT"])
+    with ProxyThread(port) as proxy, caller(fleet, port=proxy.port) as rpc:
+        call = stream(rpc, chat(**LONG))
+        seen = first_chunks(call, 8)
+        job_id = job_id_of(call)
+        proxy.heal()
+        with pytest.raises(grpc.RpcError) as error:
+            list(call)
+    assert refusal_of(error.value).code is Code.UNAVAILABLE
     rest = watch(rpc_elsewhere, job_id, seen[-1].position)
     assert text_of([*seen, *rest]) == WHOLE
     assert rest[-1].end.usage.completion_tokens == 44

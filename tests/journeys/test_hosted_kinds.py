@@ -15,7 +15,8 @@ import pytest
 from tests.providers.faces import FACES
 from tests.providers.faces_openai import CHAT, FUNCTION, TOOL
 from tests.providers.faces_other import MESSAGES
-from tests.providers.recordings import MADE_TOKENS, PROMPT_TOKENS, SCRIPTS, SIGNATURE, reply
+from tests.providers.interleaved import HIDDEN, MORE, SEALED, SECOND, THOUGHT, WORDS, joined, upstream_events, use
+from tests.providers.recordings import MADE_TOKENS, PROMPT_TOKENS, SCRIPTS, SIGNATURE, named, reply
 from tests.providers.refusals import refusal
 from tests.providers.said import Face, Reads, Said
 from tests.support import grpc_client
@@ -48,13 +49,14 @@ models:
   gpt: {targets: [{backend: self-openai, model: echo}]}
   qwen: {targets: [{backend: self-vllm, model: echo}]}
 """
+BLOCKS: Final = [THOUGHT, WORDS, use(0), SECOND, SEALED, MORE, HIDDEN, use(1)]
 OURSELVES: Final = ("claude", "llama", "gpt", "qwen")
 HOSTED: Final = ("anthropic", "gemini", "cohere")
 # The model's name says what the service answers.
 MODELS: Final = "".join(
     f"  {kind}-{name}: {{targets: [{{backend: {kind}, model: {name}}}]}}\n"
     for kind in HOSTED
-    for name in (*SCRIPTS, "cut")
+    for name in (*SCRIPTS, "cut", "interleaved")
 )
 BUSY: Final = """
   crowded: {targets: [{backend: crowded, model: busy}], fallback: {rate_limit: echo}}
@@ -72,7 +74,17 @@ def _answer(request: Request) -> Reply:
     if name == "cut":
         told = reply(kind, SCRIPTS["text"], stream=True, cut=True)
         return Reply([*told.steps, BREAK], content_type=told.content_type)
+    if name == "interleaved":
+        return _interleaved(streams=streams)
     return reply(kind, SCRIPTS[name], stream=streams)
+
+
+def _interleaved(*, streams: bool) -> Reply:
+    """Anthropic's answer of many blocks."""
+    if streams:
+        return Reply([named(event) for event in upstream_events(BLOCKS)])
+    whole = {"type": "message", "content": BLOCKS, "stop_reason": "tool_use", "usage": {"output_tokens": 2}}
+    return Reply([orjson.dumps(whole)], content_type="application/json", chunked=False)
 
 
 def _asked(request: Request) -> tuple[str, str, bool]:
@@ -266,6 +278,49 @@ def test_what_is_anthropics_own_reaches_it_and_comes_back(client: httpx.Client, 
     (said,) = wire["messages"][2]["content"]
     assert (said["is_error"], said["cache_control"]) == (True, mark["cache_control"])
     assert wire["thinking"] == {"type": "adaptive"}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_thoughts_among_text_and_calls_come_back_to_it_as_it_said_them(
+    client: httpx.Client, hosted: Upstream, stream: bool
+) -> None:
+    asked: dict[str, Any] = {"model": "anthropic-interleaved", "max_tokens": 2_000, "thinking": {"type": "adaptive"}}
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+    answer = client.post(MESSAGES.name, json={**asked, "messages": turns, "stream": stream})
+    said = joined(answer.content) if stream else answer.json()["content"]
+    assert said == BLOCKS
+    results = [{"type": "tool_result", "tool_use_id": f"t{number}", "content": "1"} for number in (0, 1)]
+    turns += [{"role": "assistant", "content": said}, {"role": "user", "content": results}]
+    assert client.post(MESSAGES.name, json={**asked, "messages": turns}).status_code == 200
+    assert _last(hosted).json()["messages"][1] == turns[1]
+
+
+def test_a_response_has_its_items_in_the_order_in_which_they_were_said_wherever_it_is_read(
+    fleet: Fleet, client: httpx.Client
+) -> None:
+    asked = {
+        "model": "anthropic-interleaved",
+        "input": "Hello",
+        "stream": True,
+        "tools": [{**TOOL["function"], "type": "function"}],
+    }
+    final = frames(client.post("/v1/responses", json=asked).content)[-1].json["response"]
+    home = f"/v1/responses/{final['id']}"
+    kinds = ["reasoning", "message", "function_call", "reasoning", "message", "function_call"]
+    assert [item["type"] for item in final["output"]] == kinds
+    assert client.get(home).json() == final
+    results = [{"type": "function_call_output", "call_id": f"t{number}", "output": "1"} for number in (0, 1)]
+    next_one = {"model": "echo", "input": results, "previous_response_id": final["id"]}
+    gone_on = client.post("/v1/responses", json=next_one).json()["id"]
+    listed = client.get(f"/v1/responses/{gone_on}/input_items", params={"order": "asc"}).json()["data"]
+    assert listed[1:-2] == [item for item in final["output"] if item["type"] != "reasoning"]
+    references = [listed[0], *({"id": item["id"]} for item in final["output"]), *results]
+    named = client.post("/v1/responses", json={"model": "echo", "input": references}).json()["id"]
+    again = client.get(f"/v1/responses/{named}/input_items", params={"order": "asc"}).json()["data"]
+    assert again[1:-2] == listed[1:-2]
+    fleet.redis.command("DEL", f"hr:{{default}}:stream:job_{final['id'].removeprefix('resp_')}")
+    told = frames(client.get(home, params={"stream": "true"}).content)
+    assert told[-1].json["response"] == final
 
 
 def test_workers_find_the_services_alive(client: httpx.Client) -> None:

@@ -233,6 +233,11 @@ def test_what_is_wrong_is_said_in_anthropics_form(
     assert error_of(answer) == expected
 
 
+def test_a_wrong_key_is_told_where_anthropics_clients_put_it(claude: httpx.Client) -> None:
+    answer = claude.post(PATH, content=b"{}", headers={"x-api-key": "wrong"})
+    assert "'x-api-key: <key>'" in answer.json()["error"]["message"]
+
+
 def test_wrong_paths_and_methods_are_answered_in_its_form_too(claude: httpx.Client) -> None:
     assert error_of(claude.get(PATH)) == (405, "invalid_request_error")
     assert error_of(claude.post(PATH + "/batches", json={})) == (404, "not_found_error")
@@ -270,4 +275,9 @@ def test_models_are_listed_in_the_form_of_who_asks(claude: httpx.Client, client:
     assert claude.get("/v1/models/org/echo:8b").json()["display_name"] == "org/echo:8b"
     missing = claude.get("/v1/models/nobody")
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
+    assert missing.headers["request-id"] == missing.headers["x-request-id"] == missing.json()["request_id"]
+    nobody = claude.get("/v1/models", headers={"x-api-key": "wrong"})
+    assert error_of(nobody) == (401, "authentication_error")
+    assert nobody.headers["request-id"] == nobody.json()["request_id"]
+    assert "request-id" not in client.get("/v1/models").headers
     assert client.get("/v1/models/nobody").json()["error"]["code"] == "model_not_found"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -47,6 +48,8 @@ def test_a_chat_streams_by_default_and_ends_with_counts_and_durations(client: ht
     assert {line["message"]["role"] for line in said} == {"assistant"}
     assert [line["done"] for line in said] == [False] * (len(said) - 1) + [True]
     assert {line["model"] for line in said} == {"echo"}
+    moments = [line["created_at"] for line in said]
+    assert moments == sorted(moments) and all(re.fullmatch(r"[0-9T:-]{19}\.[0-9]{3}Z", one) for one in moments)
     last = said[-1]
     assert last["done_reason"] == "stop"
     assert (last["prompt_eval_count"], last["eval_count"]) == (3, 3)
@@ -160,7 +163,11 @@ def test_the_same_idempotency_key_gets_the_same_answer(client: httpx.Client) -> 
         body, key = chat("a b", more={"stream": stream}), {"idempotency-key": f"ollama-{stream}"}
         first, second = (client.post("/api/chat", json=body, headers=key) for _ in range(2))
         assert second.headers["x-headrace-replayed"] == "true"
-        assert second.content == first.content
+        if stream:  # each line bears the time that it went out
+            told = [[{**line, "created_at": ""} for line in lines(one)] for one in (first, second)]
+            assert told[0] == told[1]
+        else:
+            assert second.content == first.content
         other = client.post("/api/generate", json={"model": "echo", "prompt": "a b", "stream": stream}, headers=key)
         refused(other, 422, "Idempotency-Key")
 
@@ -212,6 +219,14 @@ def test_whoever_asks_whether_somebody_is_there_is_told_so_without_a_key(fleet: 
     for method in ("GET", "HEAD"):
         answer = httpx.request(method, fleet.url() + "/", trust_env=False)
         assert (answer.status_code, answer.text) == (200, "Headrace is running" if method == "GET" else "")
+
+
+@pytest.mark.parametrize("path", ["/api/tags", "/api/version"])
+def test_clients_that_only_look_get_no_body(fleet: Fleet, client: httpx.Client, path: str) -> None:
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    with fleet.client(0, key="wrong") as stranger:
+        assert stranger.head(path).status_code == 401
 
 
 def test_the_version_is_one_that_clients_can_compare(client: httpx.Client) -> None:

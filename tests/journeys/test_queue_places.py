@@ -38,7 +38,7 @@ def test_a_jobs_record_tells_its_place_and_wait(paced: Fleet, client: httpx.Clie
 
 def test_a_followed_job_tells_its_place_at_once_and_when_it_changes(paced: Fleet, client: httpx.Client) -> None:
     ahead = submit(client, chat("unserved", words="x"), deadline_ms=30_000)
-    job_id = submit(client, chat("unserved", words="x"), deadline_ms=9_000)
+    job_id = submit(client, chat("unserved", words="x"), deadline_ms=5_000)
     with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
         parts = answer.iter_raw()
         raw = next(parts)
@@ -55,7 +55,7 @@ def test_a_followed_job_tells_its_place_at_once_and_when_it_changes(paced: Fleet
 def test_openais_client_gets_the_place_in_headers_and_is_not_disturbed(
     paced: Fleet, client: httpx.Client, sdk: openai.OpenAI
 ) -> None:
-    ahead = submit(client, chat("narrow", numbered=True, tokens=60, token_ms=100), deadline_ms=30_000)
+    ahead = submit(client, chat("narrow", numbered=True, tokens=30, token_ms=100), deadline_ms=30_000)
     narrow = {"x-headrace-priority": "batch"}
     raw = sdk.chat.completions.with_raw_response.create(
         model="narrow", messages=messages("my turn"), stream=True, extra_headers=narrow
@@ -67,7 +67,7 @@ def test_openais_client_gets_the_place_in_headers_and_is_not_disturbed(
 
 
 def test_a_chat_that_waits_hears_comments_and_no_events_but_chunks(paced: Fleet, client: httpx.Client) -> None:
-    headers = {"x-headrace-deadline-ms": "5000"}
+    headers = {"x-headrace-deadline-ms": "3000"}
     with client.stream("POST", CHAT, json=chat("unserved", stream=True, words="x"), headers=headers) as answer:
         raw = answer.read()
     assert b"\n: queue position=" in raw

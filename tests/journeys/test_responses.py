@@ -279,6 +279,17 @@ def test_a_malformed_place_to_go_on_from_is_refused(client: httpx.Client) -> Non
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_who_asks_for_more_than_an_ended_response_had_is_told_what_its_last_event_was(client: httpx.Client) -> None:
+    response = client.post(PATH, json={"model": "echo", "input": "a"}).json()["id"]
+    last = followed(client, response)[-1].json["sequence_number"]
+    assert followed(client, response, last) == []
+    for after in (last + 1, 999_999_999):
+        answer = client.get(f"{PATH}/{response}", params={"stream": "true", "starting_after": str(after)})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "starting_after")
+        assert error["message"].endswith(f"its last event is {last}.")
+
+
 def test_when_its_stream_is_gone_the_answer_is_told_once_more(fleet: Fleet, client: httpx.Client) -> None:
     response = client.post(PATH, json={"model": "echo", "input": "a b c"}).json()
     fleet.redis.command("DEL", f"hr:{{default}}:stream:job_{response['id'].removeprefix('resp_')}")
@@ -340,6 +351,7 @@ def test_an_answer_begun_anew_leaves_one_answer(client: httpx.Client) -> None:
     items = [event.json["item"] for event in events if event.name == "response.output_item.done"]
     assert [item["status"] for item in items] == ["incomplete", "completed"]
     assert events[-1].json["response"]["output"] == items[1:]
+    assert events[-1].json["response"] == done
     assert followed(client, response, 7) == events[8:]
 
 
@@ -401,6 +413,32 @@ def test_items_may_be_named_instead_of_sent_again(
     for one, wrong in ((stranger, body), (client, asked(*forgotten.output)), (client, asked(call, call))):
         refused = one.post(PATH, json=wrong)
         assert refused.status_code == 400 and "input[" in refused.json()["error"]["param"]
+
+
+def test_what_was_put_in_may_be_named_too_under_the_id_that_every_turn_lists(
+    sdk: openai.OpenAI, client: httpx.Client, stranger: httpx.Client
+) -> None:
+    def listed(response: str) -> list[dict[str, Any]]:
+        return client.get(f"{PATH}/{response}/input_items", params={"order": "asc"}).json()["data"]
+
+    first = sdk.responses.create(model="echo", input="one")
+    second = sdk.responses.create(model="echo", input="two", previous_response_id=first.id)
+    assert listed(second.id)[0] == listed(first.id)[0]
+    assert listed(second.id)[1]["id"] == first.output[0].id
+    (question, answer, own) = listed(second.id)
+    references: Any = [{"id": item["id"]} for item in (question, answer, own)]
+    named = client.post(PATH, json={"model": "echo", "input": references})
+    assert named.status_code == 200, named.text
+    assert listed(named.json()["id"]) == [question, answer, own]
+    assert stranger.post(PATH, json={"model": "echo", "input": references}).status_code == 400
+
+
+def test_a_call_without_its_output_is_not_gone_on_from(sdk: openai.OpenAI, client: httpx.Client) -> None:
+    first = sdk.responses.create(model="echo", input="weather?", tools=[WEATHER], tool_choice="required")
+    asked = {"model": "echo", "input": "so?", "previous_response_id": first.id}
+    answer = client.post(PATH, json=asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("No tool output found for function call ")
 
 
 def test_an_unknown_one_to_go_on_from_is_refused(client: httpx.Client, stranger: httpx.Client) -> None:

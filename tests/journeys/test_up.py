@@ -41,6 +41,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up.clean()
 
 
+@pytest.fixture(scope="module")
+def sturdy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One whose parts are killed, one in each test."""
+    up = Up(tmp_path_factory.mktemp("sturdy")).start()
+    yield up
+    up.clean()
+
+
 def until(probe: Callable[[], Any], limit_s: float = 30) -> Any:
     limit = time.monotonic() + limit_s
     while not (answer := probe()):
@@ -143,42 +151,46 @@ def test_a_kill_without_warning_leaves_nothing_either(new_up: Callable[..., Up])
     until(lambda: nothing_left(up))
 
 
-def test_running_work_ends_before_it_stops(new_up: Callable[..., Up]) -> None:
-    up = new_up().start()
-    slow = {"model": "echo", "messages": [{"role": "user", "content": 'echo: {"tokens": 30, "token_ms": 50}'}]}
-    with up.client() as client:
-        job_id = submit(client, body=slow)
-        until(lambda: record(client, job_id)["status"] == "running")
-    assert up.end() == 0, up.told()
-    up.start()
-    with up.client() as client:
-        found = record(client, job_id)
-        assert found["status"] == "succeeded", found
-        assert found["attempt"] == 1
-
-
 # --- surviving -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_jobs_survive_a_restart_and_belong_to_the_same_key(new_up: Callable[..., Up], number: signal.Signals) -> None:
-    up = new_up().start()
-    with up.client() as client:
+def ended_and_started_again(up: Up, number: signal.Signals) -> str:
+    """The job that ran when this signal came; one that had ended and one that waited are what they were before."""
+    slow = {"model": "echo", "messages": [{"role": "user", "content": 'echo: {"tokens": 30, "token_ms": 50}'}]}
+    with up.start().client() as client:
         done, waiting = submit(client), submit(client, delay_ms=2_000)
         result = ended(client, done)["result"]
-    up.end(number)
+        running = submit(client, body=slow)
+        until(lambda: record(client, running)["status"] == "running")
+    assert up.end(number) == (-number if number == signal.SIGKILL else 0), up.told()
     until(lambda: nothing_left(up))
-    up.start()
-    with up.client() as client:
+    with up.start().client() as client:
         assert record(client, done)["result"] == result
         assert ended(client, waiting)["status"] == "succeeded"
+    return running
+
+
+def test_jobs_survive_a_kill_without_warning_and_belong_to_the_same_key(new_up: Callable[..., Up]) -> None:
+    up = new_up()
+    running = ended_and_started_again(up, signal.SIGKILL)
+    with up.client() as client:
+        assert ended(client, running)["status"] in ("succeeded", "failed")
+
+
+def test_running_work_ends_before_it_stops_and_jobs_survive_a_restart(new_up: Callable[..., Up]) -> None:
+    up = new_up()
+    running = ended_and_started_again(up, signal.SIGTERM)
+    with up.client() as client:
+        found = record(client, running)
+        assert (found["status"], found["attempt"]) == ("succeeded", 1), found
 
 
 @pytest.mark.parametrize("words", ["-m workers", "-m gateway", "-m scheduler", "valkey-server"])
-def test_a_part_that_dies_is_started_again_and_work_goes_on(new_up: Callable[..., Up], words: str) -> None:
-    up = new_up().start()
+def test_a_part_that_dies_is_started_again_and_work_goes_on(sturdy: Up, words: str) -> None:
+    up, said = sturdy, "ended with signal SIGKILL; starting it again"
+    before = up.output.read_text().count(said)
     os.kill(up.child(words), signal.SIGKILL)
-    up.wait_for("ended with signal SIGKILL; starting it again")
+    until(lambda: up.output.read_text().count(said) > before)
 
     def works() -> bool:
         try:

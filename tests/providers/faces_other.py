@@ -165,14 +165,14 @@ def _ollama_stream(job: Job, events: list[bytes], end: Outcome | Failure) -> Sai
 def _ollama_whole(job: Job, result: bytes, outcome: Outcome) -> Said:
     surface = surface_of(job)
     assert surface.timed is not None
-    return _read_line(orjson.loads(surface.timed(surface.whole(job, CREATED_S, result), outcome)))
+    return _read_line(orjson.loads(surface.timed(surface.whole(job, CREATED_S, result), outcome, CREATED_S * 1000)))
 
 
 def _parse_ollama(parse: Callable[..., Any]) -> Callable[[JsonObject], ChatRequest]:
     return lambda body: parse(orjson.dumps(body), {MODEL})
 
 
-_OLLAMA_REASONS: Final = {**SAME, "tool_calls": "stop"}
+_OLLAMA_REASONS: Final = {**SAME, "tool_calls": "stop", "content_filter": "stop"}
 
 OLLAMA_CHAT: Final = Face(
     "/api/chat",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -69,3 +69,102 @@ def refusal(kind: str, name: str) -> Reply:
     if kind == "anthropic":
         document = {"type": "error", **document, "request_id": "req_1"}
     return Reply([orjson.dumps(document)], status, "application/json", {"retry-after": "7"})
+
+
+# --- refusals that tell in words why ---------------------------------------------------------------------------------
+
+Said = tuple[str, int, JsonObject]
+"""Who speaks so (the kind of its backends), the status, and the document."""
+
+
+def _openai(status: int, message: str, **more: Any) -> Said:
+    return "openai", status, {"error": {"message": message, "type": "invalid_request_error", "param": None, **more}}
+
+
+def _anthropic(message: str, status: int = 400) -> Said:
+    told = {"type": "invalid_request_error", "message": message}
+    return "anthropic", status, {"type": "error", "error": told, "request_id": "req_1"}
+
+
+def _gemini(message: str, name: str) -> Said:
+    return "gemini", 400, {"error": {"code": 400, "message": message, "status": name}}
+
+
+_MODERATED: Final = (
+    'some/model requires moderation on Some Provider. Your input was flagged for "violence". No credits were'
+)
+_DENIED: Final = "The caller does not have permission to execute the specified operation"
+_TOKENS_A_MINUTE: Final = (
+    "Request too large for model `m` in organization `org_x` service tier `on_demand` on tokens per minute (TPM): "
+    "Limit 6000, Requested 9000, please reduce your message size and try again."
+)
+_MUST_FIT: Final = (
+    "input length and `max_tokens` exceed context limit: 178959 + 64000 > 200000, "
+    "decrease input length or `max_tokens` and try again"
+)
+SPOKEN: Final[dict[str, list[Said]]] = {
+    "upstream_busy": [
+        _openai(413, _TOKENS_A_MINUTE, type="tokens", code="rate_limit_exceeded"),  # Groq
+        _openai(498, "Flex tier capacity exceeded", code="capacity_exceeded"),  # Groq
+    ],
+    "context_length_exceeded": [
+        _anthropic(_MUST_FIT),
+        _anthropic("prompt is too long: 210000 tokens > 200000 maximum"),
+        _openai(400, "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 280000."),
+        ("openai", 400, {"error": "This model's maximum prompt length is 8 but the request contains 9 tokens."}),  # xAI
+        _openai(422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8. Given: 9 and 1"),  # TGI
+        _openai(422, "Input validation error: `inputs` must have less than 512 tokens. Given: 600"),
+        ("openai", 400, {"object": "error", "message": "Prompt contains 9 tokens, too large for 8 maximum context"}),
+        ("cohere", 400, {"message": "total number of tokens (input + output) must be at most 128000"}),
+        ("cohere", 400, {"message": "total number of tokens in the prompt cannot exceed 4081 - received 4500."}),
+        _gemini("The input token count (9) exceeds the maximum number of tokens allowed (8).", "INVALID_ARGUMENT"),
+        (
+            "vllm",
+            400,
+            {"error": {"message": "The prompt (length 9) exceeds the maximum model length of 8.", "code": 400}},
+        ),
+    ],
+    "content_filter": [
+        (  # OpenRouter
+            "openai",
+            403,
+            {
+                "error": {
+                    "code": 403,
+                    "message": _MODERATED,
+                    "metadata": {"reasons": ["violence"], "flagged_input": "hi"},
+                }
+            },
+        ),
+        ("openai", 403, {"error": {"code": 403, "message": "No.", "metadata": {"reasons": ["violence"]}}}),
+        ("openai", 403, {"error": {"code": 403, "message": "No.", "metadata": {"flagged_input": ""}}}),
+        ("openai", 403, {"error": {"code": 403, "message": _MODERATED}}),
+        ("openai", 403, {"code": _DENIED, "error": "Content violates usage guidelines. Team: x, Model: grok"}),  # xAI
+        _openai(400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
+        _openai(400, "No.", code="invalid_prompt"),
+        _openai(400, "Content Exists Risk", code="invalid_request_error"),  # DeepSeek
+        _openai(400, "The response was filtered", code="content_filter"),  # Azure
+        _anthropic("Output blocked by content filtering policy"),
+    ],
+    "upstream_credentials": [
+        _anthropic("You have reached your specified API usage limits. You will regain access on 2026-12-01."),
+        _anthropic("This organization has been disabled."),
+        _anthropic("Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."),
+        _gemini("User location is not supported for the API use.", "FAILED_PRECONDITION"),
+        _openai(400, "Organization has been restricted.", code="organization_restricted"),  # Groq
+        _openai(402, "Insufficient Balance", code="invalid_request_error"),  # DeepSeek
+        _openai(429, "Your account is not active", code="billing_not_active"),
+        _openai(400, "No.", code="invalid_api_key"),
+        ("openai", 400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: xa***"}),
+        ("openai", 403, {"code": _DENIED, "error": "Your team doesn't have access to this model."}),
+        _openai(403, "No.", code=403, metadata={"provider_name": "some"}),
+    ],
+    "upstream_refused": [
+        _anthropic("max_tokens: 100000 > 64000, which is the maximum allowed number of output tokens for m"),
+        _openai(400, "Failed to call a function. Please adjust your prompt.", code="tool_use_failed"),
+        _openai(404, "Not here.", code="rate_limit_exceeded"),
+        # What a server repeats of a prompt costs nobody a key.
+        _openai(400, "Invalid value: 'Your credit balance is too low to access the Anthropic API.'"),
+        _openai(422, "x is no number: User location is not supported for the API use."),
+    ],
+}

@@ -58,7 +58,8 @@ _LOGPROBS: Final = ("logprobs", "top_logprobs")
 
 
 def _ollama(wire: JsonObject) -> None:
-    _only(wire, {"model", "messages", "stream", "options", "format", "think", "tools", "keep_alive", *_LOGPROBS})
+    known = {"model", "messages", "stream", "options", "format", "think", "tools", "keep_alive", "truncate", "shift"}
+    _only(wire, {*known, *_LOGPROBS})
     samplers = {"temperature", "top_p", "top_k", "min_p", "seed", "num_predict", "stop", "num_ctx"}
     _only(wire["options"], samplers)
     for message in wire["messages"]:

@@ -96,6 +96,28 @@ def test_a_bare_request_gets_the_limit_that_the_api_insists_on() -> None:
             {"thinking": {"type": "disabled"}, "temperature": 0.2},
             {"thinking": {"type": "disabled"}, "temperature": 0.2},
         ),
+        # An effort in Anthropic's own words turns no thinking on, and goes on as it is, beside a budget too.
+        (
+            {"output_config": {"effort": "max"}, "reasoning_effort": "xhigh", "temperature": 0.2},
+            {"output_config": {"effort": "max"}, "temperature": 0.2},
+        ),
+        (
+            {"output_config": {"effort": "low"}, "reasoning_effort": "low", "thinking": {"type": "adaptive"}},
+            {"output_config": {"effort": "low"}, "thinking": {"type": "adaptive"}},
+        ),
+        (
+            {
+                "output_config": {"effort": "low"},
+                "thinking": {"type": "enabled", "budget_tokens": 2_000},
+                "max_tokens": 9,
+            },
+            {
+                "output_config": {"effort": "low"},
+                "thinking": {"type": "enabled", "budget_tokens": 2_000},
+                "max_tokens": 9,
+            },
+        ),
+        ({"output_config": "high"}, {}),
         ({"cache_control": {"type": "ephemeral"}}, {"cache_control": {"type": "ephemeral"}}),
     ],
 )
@@ -125,6 +147,20 @@ def test_older_models_get_a_budget_inside_the_callers_limit(
 ) -> None:
     wire = _wire({"messages": [USER], **body}, thinking="budget")
     assert (wire.get("thinking"), wire["max_tokens"]) == (thinking, max_tokens)
+
+
+@pytest.mark.parametrize("mode", ["budget", "off"])
+def test_models_that_know_no_effort_get_none(mode: str) -> None:
+    asked = {"messages": [USER], "output_config": {"effort": "high"}, "reasoning_effort": "high"}
+    assert not {"thinking", "output_config"} & _wire(asked, thinking=mode).keys()
+
+
+def test_an_anthropic_clients_thinking_goes_on_but_for_a_budget_that_would_be_refused() -> None:
+    budget: JsonObject = {"type": "enabled", "budget_tokens": 2_000}
+    for more in ({"tools": TOOLS, "tool_choice": "required"}, {"messages": [USER, *_called({}), RESULT]}):
+        asked: JsonObject = {"messages": [USER], **more}
+        assert "thinking" not in _wire({**asked, "thinking": budget})
+        assert _wire({**asked, "thinking": {"type": "adaptive"}})["thinking"] == {"type": "adaptive"}
 
 
 def test_no_thinking_where_the_api_would_refuse_it() -> None:

@@ -13,6 +13,7 @@ from common.errors import (
     UpstreamBusy,
     UpstreamCredentials,
     UpstreamError,
+    UpstreamModelMissing,
     UpstreamProtocolError,
     UpstreamRefused,
     UpstreamTimeout,
@@ -100,17 +101,21 @@ def test_thoughts_are_reasoning_and_their_signature_comes_with_their_end() -> No
     ]
 
 
-def test_the_signature_of_one_of_several_thoughts_is_taken_back() -> None:
+def test_the_signature_of_one_of_several_thoughts_is_taken_back_and_each_told_with_its_block() -> None:
     progress = anthropic.Progress()
-    signed = [
-        {**progress.begun(n, {"type": "thinking", "thinking": "a", "signature": "s"}), **progress.signed(n)}
-        for n in (0, 1)
-    ]
-    assert [delta["reasoning_signature"] for delta in signed] == ["s", ""]
+    told: list[JsonObject] = []
+    for n in (0, 1, 2):
+        progress.begun(n, {"type": "thinking", "thinking": "a", "signature": f"s{n}"})
+        told.append(progress.ended(n))
+    blocks = [{"type": "thinking", "characters": 1, "signature": f"s{n}"} for n in (0, 1, 2)]
+    assert told[0] == {"reasoning_signature": "s0"}
+    assert told[1] == {"reasoning_signature": "", "reasoning_blocks": blocks[:2]}
+    assert told[2] == {"reasoning_signature": "", "reasoning_blocks": blocks[2:]}
     body = [{"type": "thinking", "thinking": name, "signature": name} for name in "ab"]
     whole = anthropic.from_body({"content": body, "stop_reason": "end_turn"})
     delta = whole.choices[0]["delta"]
     assert (delta["reasoning_content"], delta["reasoning_signature"]) == ("ab", "")
+    assert [block["signature"] for block in delta["reasoning_blocks"]] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +238,8 @@ def test_events_of_a_kind_not_known_yet_say_nothing() -> None:
         ),
         (401, "authentication_error", "invalid x-api-key", UpstreamCredentials),
         (403, "permission_error", "no", UpstreamCredentials),
-        (404, "not_found_error", "model: x", UpstreamRefused),
+        (404, "not_found_error", "model: x", UpstreamModelMissing),
+        (404, "not_found_error", "Not found", UpstreamRefused),
         (413, "request_too_large", "Request exceeds the maximum size", UpstreamRefused),
         (429, "rate_limit_error", "slow down", UpstreamBusy),
         (500, "api_error", "Internal server error", UpstreamError),

@@ -20,6 +20,7 @@ from common.errors import (
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UpstreamUnsupported,
 )
 from tests.providers.stages import KEY, PROMPT, TOKENS, Played, Scene, play
 from workers.answer import Answer
@@ -255,7 +256,7 @@ async def test_calls_at_the_same_time_do_not_mix(kind: str) -> None:
 async def test_an_endpoint_it_does_not_serve_is_refused(kind: str) -> None:
     async with play(kind, Scene()) as played:
         _, caught = await _until_it_fails(played, replace(played.call(), endpoint="/v1/images"))
-    assert type(caught) is UpstreamRefused
+    assert type(caught) is UpstreamUnsupported
 
 
 @pytest.mark.parametrize("scene", [Scene(), Scene(refuse=400), Scene(refuse=401), Scene(refuse=500), Scene(fail_at=1)])

@@ -13,6 +13,7 @@ from common.errors import (
     UpstreamBusy,
     UpstreamCredentials,
     UpstreamError,
+    UpstreamModelMissing,
     UpstreamProtocolError,
     UpstreamRefused,
     UpstreamTimeout,
@@ -290,7 +291,8 @@ def test_a_whole_answer_that_is_none_breaks_the_protocol(body: JsonObject) -> No
         (400, "invalid request: message must be at least 1 token long", UpstreamRefused),
         (400, "too many tokens: total number of tokens in the prompt cannot exceed 128000", ContextTooLong),
         (401, "invalid api token", UpstreamCredentials),
-        (404, "model 'x' not found", UpstreamRefused),
+        (404, "model 'x' not found", UpstreamModelMissing),
+        (404, "no such route", UpstreamRefused),
         (422, "unsupported", UpstreamRefused),
         (429, "trial key: 20 calls a minute", UpstreamBusy),
         (500, "internal server error", UpstreamError),
@@ -299,3 +301,11 @@ def test_a_whole_answer_that_is_none_breaks_the_protocol(body: JsonObject) -> No
 )
 def test_the_status_decides_the_error(status: int, message: str, error: type[UpstreamError]) -> None:
     assert type(cohere.to_error(status, orjson.dumps({"id": "x", "message": message}), {})) is error
+
+
+def test_more_stop_sequences_than_it_takes_are_refused_and_none_is_left_out() -> None:
+    stops = ["a", "b", "c", "d", "e"]
+    assert _wire({"messages": [USER], "stop": stops})["stop_sequences"] == stops
+    with pytest.raises(UpstreamRefused, match="at most 5 stop sequences") as caught:
+        _wire({"messages": [USER], "stop": [*stops, "f"]})
+    assert caught.value.failure.param == "stop"

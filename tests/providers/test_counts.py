@@ -29,13 +29,13 @@ async def _cut(played: Played, **body: Any) -> Answer:
 @pytest.mark.parametrize(
     ("kind", "counts"),
     [
-        ("openai", (ESTIMATE, 2)),
-        ("vllm", (ESTIMATE, 2)),
-        ("llamacpp", (ESTIMATE, 2)),
-        ("ollama", (ESTIMATE, 2)),
-        ("anthropic", (5, 2)),
+        ("openai", (ESTIMATE, 4)),
+        ("vllm", (ESTIMATE, 4)),
+        ("llamacpp", (ESTIMATE, 4)),
+        ("ollama", (ESTIMATE, 4)),
+        ("anthropic", (5, 4)),
         ("gemini", (5, 1)),
-        ("cohere", (ESTIMATE, 2)),
+        ("cohere", (ESTIMATE, 4)),
     ],
 )
 @pytest.mark.parametrize("scene", [{"break_at": 2}, {"stop_short": True}, {"fail_at": 2}])

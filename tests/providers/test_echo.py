@@ -140,6 +140,25 @@ async def test_tools_are_called(text: str, body: JsonObject, called: tuple[str, 
     assert choice["finish_reason"] == "tool_calls"
 
 
+CUSTOM = {"type": "custom", "custom": {"name": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "body", "called"),
+    [
+        (_script(tool_calls=[{"name": "c", "input": "SELECT 1, 2"}]), {}, "SELECT 1, 2"),
+        ("x y", {"tools": [CUSTOM], "tool_choice": "required"}, "x y"),
+        ("x y", {"tools": [*TOOLS, CUSTOM], "tool_choice": CUSTOM}, "x y"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_custom_tools_are_called(text: str, body: JsonObject, called: str, stream: bool) -> None:
+    choice = (await _answer(_call(text, stream=stream, **body)))["choices"][0]
+    custom = {"name": "c", "input": called}
+    assert choice["message"]["tool_calls"] == [{"id": "call_echo_0", "type": "custom", "custom": custom}]
+    assert choice["finish_reason"] == "tool_calls"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_tool_loop_ends_once_its_results_have_come(stream: bool) -> None:
     call = _call(_script(tool_calls=[{"name": "w"}], then="it is sunny"), stream=stream)

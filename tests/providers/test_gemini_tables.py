@@ -14,6 +14,7 @@ from common.errors import (
     UpstreamBusy,
     UpstreamCredentials,
     UpstreamError,
+    UpstreamModelMissing,
     UpstreamProtocolError,
     UpstreamRefused,
     UpstreamTimeout,
@@ -380,8 +381,6 @@ def test_a_whole_answer_becomes_one_chunk() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        {},
-        {"candidates": []},
         {"candidates": {}},
         {"candidates": ["a"]},
         {"candidates": [{"index": "0"}]},
@@ -394,6 +393,18 @@ def test_a_whole_answer_becomes_one_chunk() -> None:
 def test_an_event_that_is_none_breaks_the_protocol(event: JsonObject) -> None:
     with pytest.raises(UpstreamProtocolError):
         gemini.Progress().next(event)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [{}, {"candidates": []}, {"responseId": "r1", "modelVersion": "m"}, {"usageMetadata": {"trafficType": "X"}}],
+)
+def test_an_event_that_says_nothing_is_passed_over(event: JsonObject) -> None:
+    progress = gemini.Progress()
+    assert progress.next(event) is None
+    with pytest.raises(UpstreamProtocolError):
+        progress.last()
+    assert progress.next(_event({"text": "a"})) is not None
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -416,6 +427,7 @@ def _error(code: int, message: str = "no", **more: Any) -> bytes:
         (401, _error(401), UpstreamCredentials),
         (403, _error(403), UpstreamCredentials),
         (404, _error(404), UpstreamRefused),
+        (404, _error(404, "models/x is not found for API version v1beta."), UpstreamModelMissing),
         (429, _error(429), UpstreamBusy),
         (429, b"[" + _error(429) + b"\n]", UpstreamBusy),
         (500, _error(500), UpstreamError),
@@ -433,3 +445,11 @@ def test_the_status_decides_the_error(status: int, body: bytes, error: type[Upst
 def test_a_quota_says_when_to_come_back(delay: Any, seconds: float | None) -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure"}, {"retryDelay": delay}]
     assert gemini.to_error(429, _error(429, details=details), {}).failure.retry_after_s == seconds
+
+
+def test_more_stop_sequences_than_it_takes_are_refused_and_none_is_left_out() -> None:
+    stops = ["a", "b", "c", "d", "e"]
+    assert _wire({"messages": [USER], "stop": stops})["generationConfig"]["stopSequences"] == stops
+    with pytest.raises(UpstreamRefused, match="at most 5 stop sequences") as caught:
+        _wire({"messages": [USER], "stop": [*stops, "f"]})
+    assert caught.value.failure.param == "stop"

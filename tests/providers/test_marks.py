@@ -91,6 +91,13 @@ def test_self_hosted_servers_get_thoughts_without_their_signature(kind: str) -> 
     ]
 
 
+@pytest.mark.parametrize("kind", [*OPENAIS, "ollama", "gemini", "cohere"])
+def test_an_effort_in_anthropics_words_is_told_to_nobody_else(kind: str) -> None:
+    asked = {"messages": [USER], "output_config": {"effort": "max"}}
+    assert "output_config" not in wire_of(kind, asked)
+    assert wire_of("anthropic", asked)["output_config"] == {"effort": "max"}
+
+
 def test_ollama_gets_thoughts_by_its_own_name() -> None:
     said = _messages("ollama", USER, {"role": "assistant", "content": "a", **THOUGHTS})[1]
     assert said == {"role": "assistant", "content": "a", "thinking": "hm"}

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from common.contracts import Chunk, JsonObject, Usage
-from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused
+from common.errors import (
+    ContextTooLong,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamModelMissing,
+    UpstreamProtocolError,
+    UpstreamRefused,
+)
 from tests.providers.stages import backend
 from workers.providers import ollama
 from workers.providers.base import Call
@@ -16,9 +23,13 @@ USER = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 
-def _wire(body: JsonObject, *, stream: bool = True, **options: Any) -> JsonObject:
+def _call(body: JsonObject, *, stream: bool = True, **options: Any) -> Call:
     where = backend("ollama", "http://127.0.0.1:1", options=options)
-    return ollama.to_wire(Call(where, "/v1/chat/completions", "llama3.2:1b", body, stream=stream, timeout_s=1))
+    return Call(where, "/v1/chat/completions", "llama3.2:1b", body, stream=stream, timeout_s=1)
+
+
+def _wire(body: JsonObject, *, stream: bool = True, **options: Any) -> JsonObject:
+    return ollama.to_wire(_call(body, stream=stream, **options))
 
 
 def test_a_bare_request_says_plainly_whether_to_stream() -> None:
@@ -26,6 +37,8 @@ def test_a_bare_request_says_plainly_whether_to_stream() -> None:
         "model": "llama3.2:1b",
         "messages": USER,
         "stream": False,
+        "truncate": False,
+        "shift": False,
         "options": {},
     }
 
@@ -63,6 +76,8 @@ def test_the_backends_options_stand_below_the_callers() -> None:
         ({"reasoning_effort": "high"}, "think", "high"),
         ({"reasoning_effort": "none"}, "think", False),
         ({"reasoning_effort": "minimal"}, "think", "low"),
+        ({"reasoning_effort": "xhigh"}, "think", "high"),
+        ({"reasoning_effort": "max"}, "think", "max"),
         ({"think": True}, "think", True),
         ({"tools": TOOLS}, "tools", TOOLS),
         ({"tools": TOOLS, "tool_choice": "auto"}, "tools", TOOLS),
@@ -210,10 +225,19 @@ def test_a_tool_call_without_a_function_breaks_the_protocol(tool: Any) -> None:
     ("status", "body", "error"),
     [
         (400, b'{"error":"\\"x\\" does not support tools"}', UpstreamRefused),
-        (404, b'{"error":"model \'x\' not found"}', UpstreamRefused),
+        (404, b'{"error":"model \'x\' not found"}', UpstreamModelMissing),
+        (404, b"404 page not found", UpstreamRefused),
         (500, b'{"error":"model requires more system memory"}', UpstreamError),
+        (400, b'{"error":"the input length exceeds the context length"}', ContextTooLong),
+        (500, b'{"error":"the input length exceeds the context length"}', ContextTooLong),
         (503, b'{"error":"server busy, please try again. maximum pending requests exceeded"}', UpstreamBusy),
     ],
 )
 def test_the_status_decides_the_error(status: int, body: bytes, error: type[UpstreamError]) -> None:
     assert type(ollama.to_error(status, body, {})) is error
+
+
+def test_a_refused_length_is_told_as_one_in_the_stream_too() -> None:
+    lines = [b'{"error":"the input length exceeds the context length"}']
+    with pytest.raises(ContextTooLong):
+        list(ollama._chunks(lines, ollama.Progress(), _call({"messages": USER})))

@@ -13,12 +13,13 @@ from common.errors import (
     UpstreamBusy,
     UpstreamCredentials,
     UpstreamError,
+    UpstreamModelMissing,
     UpstreamProtocolError,
     UpstreamRefused,
     UpstreamTimeout,
 )
 from tests.providers.stages import backend
-from workers.providers import llamacpp, openai
+from workers.providers import llamacpp, openai, openai_request
 from workers.providers.base import Call
 
 
@@ -63,7 +64,7 @@ def test_a_strict_server_gets_known_fields_only() -> None:
 
 
 def test_a_self_hosted_server_gets_unknown_fields_but_none_that_chooses_a_destination() -> None:
-    assert openai.to_open_wire(_call(EVERYTHING)) == {
+    assert openai_request.to_open_wire(_call(EVERYTHING)) == {
         "model": "their-model",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         "temperature": 0.5,
@@ -76,14 +77,14 @@ def test_a_self_hosted_server_gets_unknown_fields_but_none_that_chooses_a_destin
     }
 
 
-@pytest.mark.parametrize("to_wire", [openai.to_wire, openai.to_open_wire])
+@pytest.mark.parametrize("to_wire", [openai.to_wire, openai_request.to_open_wire])
 def test_an_answer_in_one_piece_is_asked_for_without_stream_options(to_wire: Any) -> None:
     wire = to_wire(_call(EVERYTHING, stream=False))
     assert wire["stream"] is False
     assert "stream_options" not in wire
 
 
-@pytest.mark.parametrize("to_wire", [openai.to_wire, openai.to_open_wire])
+@pytest.mark.parametrize("to_wire", [openai.to_wire, openai_request.to_open_wire])
 def test_the_public_request_stays_as_it_was(to_wire: Any) -> None:
     before = orjson.dumps(EVERYTHING)
     to_wire(_call(EVERYTHING))
@@ -151,15 +152,25 @@ def test_the_public_request_stays_as_it_was(to_wire: Any) -> None:
             Chunk([_choice({"reasoning_content": "hm"})]),
         ),
         ({"choices": [_choice({"reasoning": None, "content": "a"})]}, Chunk([_choice({"content": "a"})])),
-        (  # tool calls without an index, and an empty list of them
+        (  # tool calls without an index, which they get where their number is known, and an empty list of them
             {"choices": [_choice({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": ""}}]})]},
-            Chunk([_choice({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": ""}, "index": 0}]})]),
+            Chunk([_choice({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": ""}}]})]),
         ),
         ({"choices": [_choice({"content": "a", "tool_calls": []})]}, Chunk([_choice({"content": "a"})])),
         ({"choices": [_choice({}, "length")]}, Chunk([_choice({}, "length")])),
         ({"choices": [{**_choice({}), "logprobs": "x"}]}, Chunk([{**_choice({}), "logprobs": None}])),
         ({"choices": [_choice({}, "a new one")]}, Chunk([_choice({}, "stop")])),
         ({"choices": [_choice({}, "")]}, Chunk([_choice({}, None)])),
+        ({"choices": [{**_choice({}), "finish_reason": {"type": "stop"}}]}, Chunk([_choice({}, "stop")])),
+        ({"choices": [_choice({}, "model_length")]}, Chunk([_choice({}, "length")])),
+        ({"choices": [{**_choice({}), "logprobs": {"content": 5}}]}, Chunk([{**_choice({}), "logprobs": None}])),
+        ({"choices": None, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}, Chunk([], Usage(3, 2))),
+        (  # Groq's usage, which comes unasked too
+            {"choices": [_choice({}, "stop")], "x_groq": {"usage": {"prompt_tokens": 3, "completion_tokens": 2}}},
+            Chunk([_choice({}, "stop")], Usage(3, 2)),
+        ),
+        ({"choices": [_choice({"content": "a"})], "x_groq": {"id": "req"}}, Chunk([_choice({"content": "a"})])),
+        ({"choices": [_choice({"content": "a"})], "x_groq": "req"}, Chunk([_choice({"content": "a"})])),
     ],
 )
 def test_a_streamed_event_becomes_a_chunk(event: JsonObject, chunk: Chunk | None) -> None:
@@ -177,7 +188,24 @@ def test_a_streamed_event_becomes_a_chunk(event: JsonObject, chunk: Chunk | None
         ({"choices": [_choice({"content": ["a"]})]}, UpstreamProtocolError),
         ({"choices": [_choice({"tool_calls": ["f"]})]}, UpstreamProtocolError),
         ({"choices": [_choice({"tool_calls": [{"function": "f"}]})]}, UpstreamProtocolError),
-        ({"choices": [_choice({}, "error")]}, UpstreamError),
+        *(
+            ({"choices": [_choice({"tool_calls": [call]})]}, UpstreamProtocolError)
+            for call in (
+                {"id": 7, "function": {"name": "f"}},
+                {"type": ["function"], "function": {"name": "f"}},
+                {"function": {"name": 7}},
+                {"function": {"name": "f", "arguments": [1]}},
+                {"index": 0, "function": {"arguments": 7}},
+            )
+        ),
+        ({"choices": [_choice({"function_call": "f"})]}, UpstreamProtocolError),
+        ({"choices": [_choice({"function_call": {"arguments": 7}})]}, UpstreamProtocolError),
+        ({"choices": [_choice({"content": [{"type": "text", "text": 5}]})]}, UpstreamProtocolError),
+        ({"choices": [_choice({"content": [{"type": "thinking", "thinking": [5]}]})]}, UpstreamProtocolError),
+        *(
+            ({"choices": [_choice({}, reason)]}, UpstreamError)
+            for reason in ("error", "abort", "insufficient_system_resource")
+        ),
         ({"error": {"message": "down", "code": 503}}, UpstreamError),
     ],
 )
@@ -272,7 +300,10 @@ def _error(message: str = "no", **more: Any) -> bytes:
         (401, _error(), UpstreamCredentials),
         (402, _error(), UpstreamCredentials),
         (403, _error(), UpstreamCredentials),
-        (404, _error(code="model_not_found"), UpstreamRefused),
+        (404, _error(code="model_not_found"), UpstreamModelMissing),
+        (400, _error(code="model_not_found"), UpstreamModelMissing),
+        (404, _error("There is no such path."), UpstreamRefused),
+        (400, _error("This model takes no pictures."), UpstreamRefused),
         (405, b"", UpstreamRefused),
         (408, b"", UpstreamTimeout),
         (413, b"", UpstreamRefused),
@@ -308,6 +339,23 @@ def test_the_status_decides_the_error(status: int, body: bytes, error: type[Upst
 )
 def test_llama_cpps_statuses_are_set_right(status: int, body: bytes, error: type[UpstreamError]) -> None:
     assert type(llamacpp.to_error(status, body, {})) is error
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (400, _error("Invalid image", code="invalid_image_format"), "invalid_image_format"),
+        (422, _error("No", code="a.b_2"), "a.b_2"),
+        # What says more than a name, is another error's of ours, or tells of the gateway's own account, stays inside.
+        *((400, _error("No", code=code), None) for code in (None, 400, "", "400", "Bad Code", "x" * 65, ["a"])),
+        (400, _error("No", code="context_length_exceeded"), None),
+        (400, _error("No", code="model_not_found"), None),
+        (401, _error("No", code="invalid_api_key"), None),
+        (500, _error("No", code="server_error"), None),
+    ],
+)
+def test_a_refusals_own_code_is_kept(status: int, body: bytes, code: str | None) -> None:
+    assert openai.to_error(status, body, {}).failure.upstream_code == code
 
 
 def test_a_refusal_keeps_what_the_caller_can_act_on() -> None:

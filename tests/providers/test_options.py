@@ -118,3 +118,15 @@ def test_a_server_of_ones_own_must_be_named(kind: Kind) -> None:
 )
 def test_an_address_may_be_copied_with_its_version(kind: Kind, version: str) -> None:
     assert Backend(name="b", kind=kind, base_url=f"https://x.example/api{version}/").url == "https://x.example/api"
+
+
+@pytest.mark.parametrize("kind", ["openai", "vllm", "llamacpp"])
+@pytest.mark.parametrize("path", [None, 3, ["v1"]])
+def test_a_path_that_is_no_text_is_refused_at_the_start(kind: Kind, path: Any) -> None:
+    with pytest.raises(ValueError, match=r"options\.path"):
+        Backend(name="b", kind=kind, base_url="https://x.example", options={"path": path})
+
+
+def test_a_path_among_the_options_of_another_kind_is_its_own_affair() -> None:
+    where = Backend(name="b", kind="ollama", base_url="https://x.example/v1", options={"path": 3})
+    assert (where.url, where.path_of("/v1/models")) == ("https://x.example", "/v1/models")

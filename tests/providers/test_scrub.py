@@ -21,6 +21,7 @@ from workers.providers.upstream import MAX_RETRY_AFTER_S, retry_after_s
         ("key sk-proj-abcdefghijkl is wrong", "key [key] is wrong"),
         ("Authorization: Bearer abc.def", "Authorization: [key]"),
         ("id 0123456789abcdef0123456789abcdef", "id [key]"),
+        ("limit of organization `org_01abcdef23` in proj-9876fedc", "limit of organization `[account]` in [account]"),
         ("not json: 'a very long quotation of what somebody wrote in a prompt'", "not json: [text]"),
         (
             "Input should be valid [type=x, input_value='my secret prompt', input_type=str]",

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from common.errors import ContextTooLong, UpstreamError, UpstreamRefused
+from common.errors import ContextTooLong, UpstreamError, UpstreamModelMissing, UpstreamRefused
 from workers.providers import vllm
 
 
@@ -46,7 +46,7 @@ REFUSALS: list[tuple[int, bytes, type[UpstreamError], str | None, str]] = [
     (
         404,
         _error("The model `nope` does not exist. Valid aliases: tiny.", "NotFoundError", "model", 404),
-        *(UpstreamRefused, "model", "does not exist"),
+        *(UpstreamModelMissing, "model", "does not exist"),
     ),
     (404, b'{"detail":"Not Found"}', UpstreamRefused, None, "Not Found"),
     (

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.batch_desk import Open, Works, works
+from tests.support.blank_ledger import blank_ledger
 from tests.support.postgres import PostgresServer
 from tests.support.redis_server import RedisServer, binaries
 
@@ -38,13 +39,13 @@ def _opener(server: RedisServer, url: str) -> Open:
 @pytest.fixture
 def desk(_batch_server: RedisServer, tmp_path: Path) -> Open:
     """Opens the works over SQLite."""
-    return _opener(_batch_server, f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}")
+    return _opener(_batch_server, blank_ledger(tmp_path))
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.lengthy)])
 def either(request: pytest.FixtureRequest, _batch_server: RedisServer, tmp_path: Path) -> Open:
     """Opens the works over a database of each kind, where it is the database that decides."""
     if request.param == "sqlite":
-        return _opener(_batch_server, f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}")
+        return _opener(_batch_server, blank_ledger(tmp_path))
     server: PostgresServer = request.getfixturevalue("postgres")
     return _opener(_batch_server, server.fresh())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,8 @@ from tests.support.seeds import Rig, a_job, success
 
 
 async def fill(r: Rig, first: int, count: int, **changes: Any) -> None:
-    """Submits jobs `first`, `first + 1`, …"""
-    await r.submit(*(a_job(first + n, **changes) for n in range(count)))
+    """Submits jobs `first`, `first + 1`, … in this order, in few trips to the store."""
+    await asyncio.gather(*(r.queue.submit(a_job(first + n, **changes)) for n in range(count)))
 
 
 async def spent(r: Rig, claim: Claim, tokens: int) -> None:

@@ -225,6 +225,28 @@ async def test_a_tenants_own_limit_goes_before_the_general_one(redis_server: Red
         assert await r.listed("t", most=9) == [job_id(2), job_id(1)]
 
 
+async def test_a_submission_says_how_many_of_its_tenants_jobs_wait_now_and_how_many_may(
+    redis_server: RedisServer,
+) -> None:
+    async with rig(redis_server, most_waiting=2, most_in_lane=2) as r:
+
+        async def told(job: Job, most_waiting: int | None = None) -> tuple[Submitted, int | None, int]:
+            answer = await r.queue.submit(job, most_waiting=most_waiting)
+            return answer.code, answer.waiting, answer.most_waiting
+
+        assert await told(keyed(1)) == (Submitted.ACCEPTED, 1, 2)
+        assert await told(a_job(2, delay_ms=60_000)) == (Submitted.ACCEPTED, 2, 2)
+        assert await told(a_job(3)) == (Submitted.TENANT_FULL, 2, 2)
+        assert await told(a_job(1)) == (Submitted.DUPLICATE, 2, 2), "the same submission, sent again"
+        assert await told(keyed(4)) == (Submitted.DUPLICATE, None, 2), "another's, by its key"
+        assert await told(keyed(4, body="c")) == (Submitted.OTHER_BODY, None, 2)
+        assert await told(a_job(5, tenant="u"), most_waiting=7) == (Submitted.ACCEPTED, 1, 7)
+        assert await told(a_job(6), most_waiting=7) == (Submitted.FULL, 2, 7)
+        await r.worker()
+        assert await r.numbers() == [1]
+        assert await told(a_job(7)) == (Submitted.ACCEPTED, 2, 2)
+
+
 @pytest.mark.parametrize("way", ["settled", "put back and settled", "expired", "cancelled"])
 async def test_what_no_longer_waits_is_no_longer_counted(redis_server: RedisServer, way: str) -> None:
     async with rig(redis_server, most_waiting=1) as r:

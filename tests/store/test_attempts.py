@@ -36,6 +36,7 @@ from workers.breakers import blames_backend
 from workers.caller import Ask, Begin
 from workers.fleet import Fleet
 from workers.providers.base import Call, Embedded, Provider
+from workers.providers.registry import KINDS
 
 pytestmark = pytest.mark.either_server
 
@@ -98,7 +99,8 @@ class Rig:
         self.clock = clock
         self.provider = Steered()
         self.fleet = Fleet(settings, store, self.clock, worker_id=lambda: name, metrics=self.metrics, room=room)
-        self.attempts = Attempts(settings, self.fleet, {"echo": self.provider}, self.clock, self.metrics)
+        providers = dict.fromkeys(KINDS, self.provider)
+        self.attempts = Attempts(settings, self.fleet, providers, self.clock, self.metrics)
 
     async def answer(
         self, model: str = "chain", *, stream: bool = True, moves_on: bool = True, ends_in_s: float = 30, **more: Any
@@ -424,6 +426,7 @@ async def test_a_worker_that_leaves_gives_its_slots_back(redis_server: RedisServ
     assert redis_server.command("KEYS", "hr:{b:a}:slots") == []
 
 
+@pytest.mark.lengthy
 async def test_without_a_store_no_call_is_begun_once_the_lease_of_its_slot_has_lapsed(own_server: RedisServer) -> None:
     async with rigs(own_server, "w", lease_s=0.6) as (rig,):
         own_server.kill()

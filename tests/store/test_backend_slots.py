@@ -436,10 +436,11 @@ class Fleet(RuleBasedStateMachine):
 
 @pytest.mark.timeout(60)
 @pytest.mark.either_server
-def test_any_course_of_renewals_calls_and_deaths_agrees_with_the_model(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("courses", [10, pytest.param(40, marks=pytest.mark.lengthy)])
+def test_any_course_of_renewals_calls_and_deaths_agrees_with_the_model(redis_server: RedisServer, courses: int) -> None:
     Fleet.server = redis_server
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
     course = settings(
-        max_examples=40, stateful_step_count=30, deadline=None, database=None, suppress_health_check=checks
+        max_examples=courses, stateful_step_count=30, deadline=None, database=None, suppress_health_check=checks
     )
     run_state_machine_as_test(seed(drawn_seed())(Fleet), settings=course)

@@ -88,6 +88,7 @@ async def test_an_input_that_is_not_valid_fails_with_its_lines_and_runs_nothing(
         assert batch.output_file_id is None and not w.done
 
 
+@pytest.mark.lengthy
 async def test_only_so_many_lines_are_open_at_once(desk: Open) -> None:
     async with desk(max_lane_depth=2_000) as w:
         await w.create(lines(range(1_100)))
@@ -101,7 +102,7 @@ async def test_only_so_many_lines_are_open_at_once(desk: Open) -> None:
 
 async def test_a_full_queue_only_takes_longer(desk: Open) -> None:
     async with desk(max_lane_depth=7, max_waiting_jobs=5) as w:
-        batch = await w.create(lines(range(70)))
+        batch = await w.create(lines(range(35)))
         held = await w.take()
         steps = Steps(w.desk, held)
         await steps.step()
@@ -117,8 +118,8 @@ async def test_a_full_queue_only_takes_longer(desk: Open) -> None:
                 await held.look()
         await steps.close()
         batch = await w.batch(batch)
-        assert (batch.status, batch.completed, batch.failed) == ("completed", 70, 0)
-        assert set(w.done.values()) == {1} and len(w.done) == 70
+        assert (batch.status, batch.completed, batch.failed) == ("completed", 35, 0)
+        assert set(w.done.values()) == {1} and len(w.done) == 35
 
 
 async def test_lines_are_left_out_of_the_list_of_jobs_and_are_found_under_their_ids(desk: Open) -> None:

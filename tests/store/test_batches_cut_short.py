@@ -48,7 +48,7 @@ async def die_and_go_on(w: Works, dies_at: int) -> bool:
 
 async def test_an_owner_may_die_at_some_points_and_no_line_is_lost_or_repeated(either: Open) -> None:
     async with either() as w:
-        for dies_at in range(3, 60, 8):
+        for dies_at in range(3, 60, 16):
             assert await die_and_go_on(w, dies_at)
 
 
@@ -138,6 +138,7 @@ async def test_without_a_journal_a_batch_goes_on_by_its_own_rows(desk: Open) -> 
 # --- the end before its time ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.lengthy
 async def test_a_cancelled_batch_keeps_what_has_ended_and_says_of_the_rest_that_it_was_cancelled(either: Open) -> None:
     async with either() as w:
         batch = await w.create(lines(range(1_005)))
@@ -189,9 +190,10 @@ async def test_a_batch_that_is_cancelled_before_it_was_looked_at_has_no_files(de
         assert (batch.status, batch.total, batch.output_file_id, batch.error_file_id) == ("cancelled", 0, None, None)
 
 
-async def test_a_cancelled_batch_outlives_the_death_of_whoever_ends_it(desk: Open) -> None:
+@pytest.mark.parametrize("points", [range(2, 40, 18), pytest.param(range(2, 40, 6), marks=pytest.mark.lengthy)])
+async def test_a_cancelled_batch_outlives_the_death_of_whoever_ends_it(desk: Open, points: range) -> None:
     async with desk() as w:
-        for dies_at in range(2, 40, 6):
+        for dies_at in points:
             w.done.clear()
             batch = await w.create(lines(range(4)))
             held = await w.take()

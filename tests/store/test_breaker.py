@@ -496,6 +496,7 @@ class Race:
 OPENINGS: Final = int(os.environ.get("HEADRACE_TEST_OPENINGS", "40"))
 
 
+@pytest.mark.lengthy
 @pytest.mark.either_server
 @pytest.mark.timeout(20 + OPENINGS)
 async def test_fifty_racers_never_make_two_probes_and_a_dead_prober_never_stops_the_next(

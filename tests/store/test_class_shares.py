@@ -56,12 +56,11 @@ def share_of_slots(began: list[tuple[int, int, int]], until_ms: int, since_ms: i
 @pytest.mark.parametrize(
     ("chat", "batch"),
     [
-        ((1_000, 500), (1_000, 500)),
-        ((30_000, 300), (200, 2_000)),
-        ((200, 2_000), (30_000, 300)),
-        ((50, 200), (50, 8_000)),
+        pytest.param((1_000, 500), (1_000, 500), id="alike"),
+        pytest.param((30_000, 300), (200, 2_000), id="batch slower per token"),
+        pytest.param((200, 2_000), (30_000, 300), id="batch faster per token"),
+        pytest.param((50, 200), (50, 8_000), id="batch longer", marks=pytest.mark.lengthy),
     ],
-    ids=["alike", "batch slower per token", "batch faster per token", "batch longer"],
 )
 @pytest.mark.parametrize("slots", [1, pytest.param(8, marks=pytest.mark.lengthy)])
 async def test_a_class_under_a_flood_of_higher_work_has_about_a_tenth_of_the_slots(

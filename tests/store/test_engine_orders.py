@@ -49,6 +49,7 @@ async def test_a_worker_told_to_drain_takes_nothing_new_ends_its_work_and_leaves
         assert await rig.state(2) is State.QUEUED
 
 
+@pytest.mark.lengthy
 async def test_what_a_drained_worker_does_not_end_in_time_goes_back_without_a_failure(
     redis_server: RedisServer,
 ) -> None:

@@ -13,12 +13,14 @@ from common.errors import (
     UpstreamBusy,
     UpstreamCredentials,
     UpstreamError,
+    UpstreamModelMissing,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from tests.store.test_attempts import failing, rigs
 from tests.support.redis_server import RedisServer
+from workers.attempts import RETRY_RESERVE
 from workers.lanes import Lanes
 
 pytestmark = pytest.mark.either_server
@@ -142,3 +144,74 @@ async def test_lower_classes_go_on_where_a_fallback_takes_calls(redis_server: Re
         assert f"{Priority.BATCH.value}:only" not in lanes()
         caps = {name: cap.most for cap in lanes.caps() for name in cap.lanes}
         assert caps[f"{Priority.BATCH.value}:chain"] == caps[f"{Priority.BATCH.value}:other"] > 1
+
+
+# --- a server without the model ---------------------------------------------------------------------------------------
+
+LACKING = UpstreamModelMissing("The model 'm' does not exist.")
+
+
+async def test_a_server_without_the_model_is_passed_over_at_no_cost_and_no_blame(redis_server: RedisServer) -> None:
+    fragile: dict[str, Any] = {**SETUP, "retry_budget": 0, "breaker_failures": 1}
+    async with rigs(redis_server, "w", **fragile) as (rig,):
+        rig.provider.does["a"] = failing(LACKING)
+        for _ in range(30):
+            assert await rig.answer() == "from b"
+        assert rig.provider.called == ["a", "b"] * 30
+        assert rig.value("retries_total", result="next") == 0
+        await rig.told()
+        assert rig.fleet.breakers.view("a").failures == 0
+
+
+async def test_the_retry_that_met_a_server_without_the_model_is_paid_back(redis_server: RedisServer) -> None:
+    row: dict[str, Any] = {**SETUP, "retry_budget": 0.0001, "models": {"chain": at("a", "b", "c")}}
+    async with rigs(redis_server, "w", **row) as (rig,):
+        rig.provider.does["a"] = failing(UpstreamUnreachable())
+        rig.provider.does["b"] = failing(LACKING)
+        for _ in range(RETRY_RESERVE):
+            assert await rig.answer() == "from c"
+        rig.provider.calls.clear()
+        await rig.misses()
+        assert rig.provider.called == ["a"]
+
+
+async def test_where_all_targets_lack_the_model_that_is_the_answer(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = rig.provider.does["b"] = failing(LACKING)
+        for model, asked in (("chain", ["a", "b"]), ("only", ["a"])):
+            rig.provider.calls.clear()
+            missed = await rig.misses(model)
+            assert (missed.failure.code, missed.failure.message) == ("upstream_refused", LACKING.failure.message)
+            assert (missed.missed.may_recur, missed.backend) == (False, asked[-1])
+            assert rig.provider.called == asked
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+async def test_what_may_pass_elsewhere_is_not_hidden_by_a_server_without_the_model(
+    order: str, redis_server: RedisServer
+) -> None:
+    lacking, broken = order
+    row: dict[str, Any] = {**SETUP, "models": {"chain": at("a", "b")}}
+    async with rigs(redis_server, "w", **row) as (rig,):
+        rig.provider.does[lacking] = failing(LACKING)
+        rig.provider.does[broken] = failing(UpstreamUnreachable())
+        missed = await rig.misses()
+        assert (missed.failure.code, missed.missed.may_recur) == ("upstream_unreachable", True)
+        assert (missed.missed.called, missed.backend, rig.provider.called) == (True, broken, ["a", "b"])
+
+
+async def test_a_job_waits_for_a_closed_off_server_where_the_other_lacks_the_model(redis_server: RedisServer) -> None:
+    row: dict[str, Any] = {**SETUP, "models": {"chain": at("a", "b")}, "breaker_failures": 1}
+    async with rigs(redis_server, "w", **row) as (rig,):
+        rig.provider.does["a"] = failing(UpstreamUnreachable())
+        rig.provider.does["b"] = failing(LACKING)
+        await rig.misses()
+        await rig.told()
+        rig.provider.calls.clear()
+        missed = await rig.misses()
+        assert (missed.failure.code, missed.missed.called, missed.missed.may_recur) == (
+            "upstream_unavailable",
+            False,
+            True,
+        )
+        assert rig.provider.called == ["b"]

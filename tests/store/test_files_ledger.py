@@ -15,6 +15,7 @@ from common.ledger.batches import Batch, BatchesLedger, new_batch_id
 from common.ledger.database import Database
 from common.ledger.files import CHUNK_BYTES, GRACE_MS, File, FilesLedger, new_file_id
 from gateway.files import FileWriter, pieces, span
+from tests.support.blank_ledger import blank_ledger
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.timeout(30)
@@ -26,7 +27,7 @@ STALE_MS = 10_000
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
+        return blank_ledger(tmp_path)
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.fresh()
 

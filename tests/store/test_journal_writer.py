@@ -17,6 +17,7 @@ from common.ledger.database import Database
 from common.ledger.journal import JournalLedger
 from common.ledger.rows import Accepted
 from gateway.journal import MOST_ROWS, Writer
+from tests.support.blank_ledger import blank_ledger
 from tests.support.runner import until
 from tests.support.seeds import job_id
 
@@ -47,7 +48,7 @@ class WatchedLedger(JournalLedger):
 @asynccontextmanager
 async def desk(place: Path) -> AsyncGenerator[tuple[WatchedLedger, Writer]]:
     """A ledger, and a gateway's writer of it."""
-    ledger = WatchedLedger(Database(make_url(f"sqlite+aiosqlite:///{place / 'ledger.db'}")))
+    ledger = WatchedLedger(Database(make_url(blank_ledger(place))))
     writer = Writer(ledger, SystemClock())
     try:
         await ledger.database.identity()
@@ -113,6 +114,7 @@ async def test_the_row_of_a_caller_that_gave_up_too_late_is_taken_back(tmp_path:
         assert await ledger.numbers() == []
 
 
+@pytest.mark.lengthy
 async def test_while_the_ledger_is_away_callers_are_refused_and_later_nothing_of_theirs_is_there(
     tmp_path: Path,
 ) -> None:

@@ -114,6 +114,7 @@ def test_each_migrations_file_is_named_by_its_revision() -> None:
     assert packaged.get_current_head() == schema.newest()
 
 
+@pytest.mark.lengthy
 def test_who_only_looks_loads_no_alembic() -> None:
     words = "import sys, common.ledger.database; sys.exit('alembic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode == 0

@@ -44,6 +44,7 @@ LEASE_MS: Final = 50_000
 DELAY_MS: Final = 40_000
 DEADLINE_MS: Final = 105_000
 MOST_FAILURES: Final = 3
+LIVES: Final = int(os.environ.get("HEADRACE_TEST_LIVES") or 25)
 
 ENDINGS: Final = {
     Released.INTERRUPTED: BROKEN,
@@ -371,14 +372,15 @@ def life_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.mark.either_server
 @pytest.mark.timeout(60)
-def test_jobs_live_as_the_model_says(life_server: RedisServer) -> None:
+@pytest.mark.parametrize("lives", [6, pytest.param(LIVES, marks=pytest.mark.lengthy)])
+def test_jobs_live_as_the_model_says(life_server: RedisServer, lives: int) -> None:
 
     @seed(drawn_seed())
     class LifeHere(Life):
         server = life_server
 
     chosen = settings(
-        max_examples=int(os.environ.get("HEADRACE_TEST_LIVES") or 25),
+        max_examples=lives,
         stateful_step_count=35,
         deadline=None,
         database=None,

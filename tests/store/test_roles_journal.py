@@ -22,6 +22,7 @@ from common.outbox import Outbox
 from common.queue import Queue, Settled, Settlement
 from common.store import Store
 from scheduler.journal import Journal, JournalParams
+from tests.support.blank_ledger import blank_ledger
 from tests.support.clock import ManualClock
 from tests.support.postgres import PostgresServer
 from tests.support.redis_server import RedisServer
@@ -98,7 +99,7 @@ def keeper(store: Store, ledger: JournalLedger, clock: ManualClock, **params: An
 @asynccontextmanager
 async def desk(server: RedisServer, place: Path, **params: Any) -> AsyncGenerator[Desk]:
     """A desk on this server, its ledger a file in this place."""
-    database = Database(make_url(f"sqlite+aiosqlite:///{place / 'ledger.db'}"))
+    database = Database(make_url(blank_ledger(place)))
     clock = ManualClock()
     try:
         async with rig(server) as r:

@@ -130,6 +130,7 @@ async def test_two_schedulers_do_all_roles_work_once_and_the_other_goes_on_when_
             assert "scheduler.round_failed" not in one.said()
 
 
+@pytest.mark.lengthy
 def test_a_wrong_setting_is_told_in_one_line_with_status_2(tmp_path: Path) -> None:
     with _scheduler(tmp_path, "redis://127.0.0.1:1/0", HEADRACE_LEASE_S="soon") as scheduler:
         assert scheduler.process.wait(8) == 2

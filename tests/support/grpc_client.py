@@ -44,12 +44,14 @@ class Caller:
 
 
 @contextmanager
-def caller(fleet: Fleet, number: int = 0, *, key: str | None = KEY, **options: int | str) -> Generator[Caller]:
-    """A caller of this gateway of the fleet."""
-    member = fleet.members[f"gateway-{number}"]
-    given = {"grpc.enable_http_proxy": 0, "grpc.max_receive_message_length": -1, **options}
-    named = [(name if "." in name else f"grpc.{name}", value) for name, value in given.items()]
-    with grpc.insecure_channel(member.grpc_target, options=named) as channel:
+def caller(
+    fleet: Fleet, number: int = 0, *, key: str | None = KEY, port: int | None = None, **options: int | str
+) -> Generator[Caller]:
+    """A caller of this gateway of the fleet, or by what passes on to it from this port."""
+    target = fleet.members[f"gateway-{number}"].grpc_target if port is None else f"127.0.0.1:{port}"
+    given = {"enable_http_proxy": 0, "max_receive_message_length": -1, **options}
+    named = [(f"grpc.{name}", value) for name, value in given.items()]
+    with grpc.insecure_channel(target, options=named) as channel:
         yield Caller(channel, key)
 
 

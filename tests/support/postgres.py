@@ -119,7 +119,7 @@ class PostgresServer:
     def fresh(self) -> str:
         """The URL of a new, empty database."""
         name = f"test_{secrets.token_hex(8)}"
-        self.query(f"CREATE DATABASE {name}")
+        self.query(f"CREATE DATABASE {name} STRATEGY FILE_COPY")  # in half the time, where nothing waits for the disk
         return self.url.removesuffix("postgres") + name
 
     def log(self) -> str:

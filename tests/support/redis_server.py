@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,15 @@ def binaries() -> dict[str, str]:
 EVERY_WRITE_KEPT: Final = ("--appendfsync", "always")
 
 
+@contextmanager
+def _closed_on_failure(connection: socket.socket) -> Generator[None]:
+    """Closes the connection if it is left by an exception: a reply may still be under way on it."""
+    with ExitStack() as failure:
+        failure.callback(connection.close)
+        yield
+        failure.pop_all()
+
+
 class RedisServer:
     """One server process; its data outlive `kill` and `start`."""
 
@@ -61,6 +71,7 @@ class RedisServer:
         ]
         self._log = directory / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._idle: list[socket.socket] = []
 
     def start(self) -> None:
         """Starts it and waits until it answers, at most 30 s: on a crowded machine reading its log back takes long."""
@@ -73,23 +84,14 @@ class RedisServer:
             time.sleep(0.01)
 
     def command(self, *words: str | bytes | int | float) -> Any:
-        """A command's raw reply, on a connection of its own. Raises ReplyError."""
-        reader = Reader()
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-            connection.sendall(pack_command(words))  # pyright: ignore[reportArgumentType]
-            while (reply := reader.gets()) is False:
-                received = connection.recv(65_536)
-                if not received:
-                    raise ConnectionError("the server closed the connection")
-                reader.feed(received)
-        if isinstance(reply, ReplyError):
-            raise reply
-        return reply
+        """A command's raw reply. Raises ReplyError."""
+        return self.commands([words])[0]
 
     def commands(self, many: Sequence[Sequence[str | bytes | int | float]], *, limit_s: float = 5) -> list[Any]:
         """The raw replies of these commands, sent together. Raises ReplyError for the first that failed."""
         reader, replies = Reader(), list[Any]()
-        with socket.create_connection(("127.0.0.1", self.port), timeout=limit_s) as connection:
+        connection = self._connection(limit_s)
+        with _closed_on_failure(connection):
             packed = [pack_command(tuple(words)) for words in many]  # pyright: ignore[reportArgumentType]
             connection.sendall(b"".join(packed))
             while len(replies) < len(many):
@@ -99,16 +101,31 @@ class RedisServer:
                         raise ConnectionError("the server closed the connection")
                     reader.feed(received)
                 replies.append(reply)
+        self._idle.append(connection)
         failed = [reply for reply in replies if isinstance(reply, ReplyError)]
         if failed:
             raise failed[0]
         return replies
 
+    def _connection(self, limit_s: float) -> socket.socket:
+        """A connection that a command before left, unless the server hung up since, or else a new one."""
+        while self._idle:
+            connection = self._idle.pop()
+            look = select.poll()
+            look.register(connection, select.POLLIN)
+            if not look.poll(0):
+                connection.settimeout(limit_s)
+                return connection
+            connection.close()
+        return socket.create_connection(("127.0.0.1", self.port), timeout=limit_s)
+
+    def _hang_up(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
     def empty(self) -> None:
         """Forgets all data, all scripts and any memory limit, as a fresh server would be."""
-        self.command("CONFIG", "SET", "maxmemory", "0")
-        self.command("FLUSHALL")
-        self.command("SCRIPT", "FLUSH")
+        self.commands([("CONFIG", "SET", "maxmemory", "0"), ("FLUSHALL",), ("SCRIPT", "FLUSH")])
 
     def own_all_slots(self) -> None:
         """Makes a cluster of this one server."""
@@ -133,6 +150,7 @@ class RedisServer:
 
     def kill(self) -> None:
         """kill -9; what the AOF has stays."""
+        self._hang_up()
         self._signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait(10)
@@ -147,6 +165,7 @@ class RedisServer:
 
     def stop(self) -> None:
         """Ends it."""
+        self._hang_up()
         self.thaw()
         self._signal(signal.SIGTERM)
         if self.process is not None:

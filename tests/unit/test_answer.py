@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from common.contracts import Chunk, JsonObject, Usage
-from workers.answer import Answer
+from workers.answer import Answer, Unsaid
 
 
 def _chunk(delta: JsonObject, reason: str | None = None, *, index: int = 0, **more: object) -> Chunk:
@@ -83,6 +85,60 @@ def test_the_older_function_call_is_put_together_too() -> None:
     assert message["function_call"] == {"name": "f", "arguments": "{}"}
 
 
+def test_a_call_of_a_custom_tool_is_put_together_from_its_pieces() -> None:
+    def piece(index: int, custom: JsonObject, **more: object) -> Chunk:
+        return _chunk({"tool_calls": [{"index": index, **more, "custom": custom}]})
+
+    message = _result(
+        piece(0, {"name": "c", "input": ""}, id="call_1", type="custom"),
+        piece(0, {"input": "SELECT "}),
+        piece(1, {"name": "d", "input": "x"}, id="call_2"),
+        piece(0, {"input": "1"}),
+    )["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["tool_calls"] == [
+        {"id": "call_1", "type": "custom", "custom": {"name": "c", "input": "SELECT 1"}},
+        {"id": "call_2", "type": "custom", "custom": {"name": "d", "input": "x"}},
+    ]
+
+
+def test_a_custom_calls_text_is_counted() -> None:
+    answer = Answer()
+    answer.add(_chunk({"tool_calls": [{"index": 0, "custom": {"name": "fn", "input": "abc"}}]}))
+    assert answer.text_bytes == 5
+    assert answer.texts() == ["fn", "abc"]
+
+
+def test_a_sound_is_put_together_from_its_pieces() -> None:
+    answer = Answer()
+    for piece in (
+        {"id": "audio_1", "transcript": "he"},
+        {"data": "AAAA", "transcript": "llo"},
+        {"data": "BBBB", "expires_at": None},
+        {"expires_at": 123},
+    ):
+        answer.add(_chunk({"audio": piece}))
+    assert answer.result()["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "audio": {"id": "audio_1", "expires_at": 123, "data": "AAAABBBB", "transcript": "hello"},
+    }
+    assert answer.text_bytes == len("hello" + "AAAABBBB")
+    assert answer.texts() == ["hello"]
+
+
+def test_the_data_of_a_sound_whose_pieces_were_filled_up_can_be_read_in_one() -> None:
+    said = _result(*(_chunk({"audio": {"data": data}}) for data in ("AQ==", "AgM=", "BAUG")))
+    assert said["choices"][0]["message"]["audio"] == {"data": "AQIDBAUG"}
+    broken = _result(*(_chunk({"audio": {"data": data}}) for data in ("A=", "AgM=")))
+    assert broken["choices"][0]["message"]["audio"] == {"data": "A=AgM="}
+
+
+def test_a_sound_beside_a_text_leaves_it() -> None:
+    assert _result(_chunk({"content": "a", "audio": {"id": "x"}}))["choices"][0]["message"]["content"] == "a"
+
+
 def test_a_refusal_leaves_no_content() -> None:
     message = _result(_chunk({"refusal": "I "}), _chunk({"refusal": "can't."}))["choices"][0]["message"]
     assert message == {"role": "assistant", "content": None, "refusal": "I can't."}
@@ -141,3 +197,48 @@ def test_text_is_measured_in_bytes() -> None:
 def test_an_answer_without_chunks_has_no_choices() -> None:
     assert Answer().finish_reason is None
     assert Answer().result()["choices"] == []
+
+
+# --- before the first word --------------------------------------------------------------------------------------------
+
+SILENT: list[JsonObject] = [
+    {"role": "assistant"},
+    {"role": "assistant", "content": ""},
+    {"role": "assistant", "content": None, "refusal": None, "reasoning_content": "", "tool_calls": []},
+    {},
+]
+
+
+@pytest.mark.parametrize("delta", SILENT, ids=str)
+def test_a_chunk_that_brings_neither_text_nor_call_nor_end_is_kept(delta: JsonObject) -> None:
+    unsaid = Unsaid()
+    assert unsaid.keeps(first := _chunk(delta, logprobs={"content": [], "refusal": None}))
+    assert unsaid.chunks == [first]
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        _chunk({"role": "assistant", "content": "a"}),
+        _chunk({"reasoning_content": "a"}),
+        _chunk({"refusal": "no"}),
+        _chunk({"tool_calls": [{"index": 0}]}),
+        _chunk({"function_call": {"name": "f"}}),
+        _chunk({"audio": {"id": "x"}}),
+        _chunk({}, "stop"),
+        _chunk({"content": ""}, logprobs={"content": [{"token": "<0xE2>"}], "refusal": None}),
+        Chunk([*_chunk({"content": ""}).choices, *_chunk({"content": "a"}, index=1).choices]),
+    ],
+    ids=lambda chunk: str(chunk.choices),
+)
+def test_a_chunk_that_brings_anything_ends_the_silence(chunk: Chunk) -> None:
+    unsaid = Unsaid()
+    assert not unsaid.keeps(chunk)
+    assert unsaid.chunks == []
+
+
+def test_of_silent_chunks_the_first_of_each_choice_is_kept_however_many_come() -> None:
+    unsaid = Unsaid()
+    chunks = [_chunk({"role": "assistant"}), _chunk({"role": "assistant"}, index=1)]
+    assert all(unsaid.keeps(chunk) for chunk in chunks * 1_000)
+    assert unsaid.chunks == chunks

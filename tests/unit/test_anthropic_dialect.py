@@ -158,13 +158,14 @@ def test_of_a_call_that_broke_off_there_is_what_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("signature", [{}, {"reasoning_signature": "s"}])
-@pytest.mark.parametrize("display", ["summarized", "omitted", None])
+@pytest.mark.parametrize("display", ["summarized", "omitted", "disabled", None])
 def test_thoughts_are_shown_as_far_as_they_were_asked_for(display: str | None, signature: JsonObject) -> None:
     found = whole({"content": "hi", "reasoning_content": "hm", **signature}, asked={"thinking": display})["content"]
     streams = streamed([{"reasoning_content": "hm"}, signature, {"content": "hi"}], asked={"thinking": display})
     assert found == joined(streams)
-    thought = {"type": "thinking", "thinking": "" if display == "omitted" else "hm"}
-    shown = display is not None and (display != "omitted" or signature)
+    thought = {"type": "thinking", "thinking": "hm" if display == "summarized" else ""}
+    # Who said nothing of thoughts gets none but what an always thinking model wants back.
+    shown = display == "summarized" or (display != "disabled" and signature)
     assert found[:-1] == ([{**thought, "signature": "s" if signature else ""}] if shown else [])
     assert found[-1] == {"type": "text", "text": "hi"}
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from common.contracts import Failure, JsonObject
 from common.errors import BadRequest
 from gateway.dialects.anthropic_request import parse_count, parse_message
+from gateway.dialects.openai import parse_chat
 from gateway.errors import anthropic_error
 
 HELLO: JsonObject = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
@@ -119,7 +120,8 @@ def test_what_the_answer_depends_on_goes_with_the_job() -> None:
         return parse_message(orjson.dumps({**HELLO, **more})).asked
 
     assert asked(stop_sequences=["a", "b"]) == {"stop_sequences": ["a", "b"]}
-    assert asked(output_config={"effort": "high"}) == asked(thinking={"type": "disabled"}) == {}
+    assert asked(output_config={"effort": "high"}) == asked() == {}
+    assert asked(thinking={"type": "disabled", "display": "summarized"}) == {"thinking": "disabled"}
     assert asked(thinking={"type": "adaptive", "display": "omitted"}) == {"thinking": "omitted"}
     assert asked(thinking={"type": "enabled", "budget_tokens": 2048}) == {"thinking": "summarized"}
 
@@ -140,6 +142,8 @@ def test_thinking_asked_for_is_an_effort(more: JsonObject, effort: str | None) -
     found = body(**more)
     assert found.get("reasoning_effort") == effort
     assert found.get("thinking") == more.get("thinking")
+    # In its own words for who knows them; a budget's is ours.
+    assert found.get("output_config") == more.get("output_config")
 
 
 def test_a_schema_for_the_answer_is_a_response_format() -> None:
@@ -147,6 +151,50 @@ def test_a_schema_for_the_answer_is_a_response_format() -> None:
     found = body(output_config={"format": {"type": "json_schema", "schema": schema}})
     named = {"name": "answer", "strict": True, "schema": schema}
     assert found["response_format"] == {"type": "json_schema", "json_schema": named}
+
+
+def test_a_betas_word_for_the_answers_schema_counts_where_the_other_is_absent() -> None:
+    schema = {"type": "object", "properties": {"headers": {"type": "string"}}}
+    beta = {"type": "json_schema", "schema": schema}
+    for config in ({}, {"output_config": {"effort": "low"}}):
+        found = body(output_format=beta, **config)
+        assert found["response_format"]["json_schema"]["schema"] == schema
+        assert "output_format" not in found
+    both = body(output_format=beta, output_config={"format": {"type": "json_schema", "schema": {"type": "object"}}})
+    assert both["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert "response_format" not in body(output_format=None)
+
+
+def test_a_search_result_says_where_and_what_was_found() -> None:
+    result = {"type": "search_result", "source": "https://a.test/b", "title": "B", "content": [text("in"), text("out")]}
+    told = [text("B (https://a.test/b)"), text("in"), text("out")]
+    assert said(("user", [result, text("and?")])) == [{"role": "user", "content": [*told, text("and?")]}]
+    marked = {**result, "citations": {"enabled": True}, "cache_control": {"type": "ephemeral"}}
+    (message,) = said(("user", [marked]))
+    assert message["content"] == [*told[:-1], text("out", cache_control={"type": "ephemeral"})]
+    call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    answer = {"type": "tool_result", "tool_use_id": "a", "content": [result]}
+    assert said(("assistant", [call]), ("user", [answer]))[1] == {"role": "tool", "tool_call_id": "a", "content": told}
+
+
+@pytest.mark.parametrize(
+    ("block", "param"),
+    [
+        ({"type": "search_result", "source": "s", "title": "t"}, "messages[0].content[0].content"),
+        ({"type": "search_result", "source": "s", "title": "t", "content": []}, "messages[0].content[0].content"),
+        ({"type": "search_result", "title": "t", "content": [text("a")]}, "messages[0].content[0].source"),
+        (
+            {"type": "search_result", "source": {"type": "url"}, "title": "t", "content": [text("a")]},
+            "messages[0].content[0].source",
+        ),
+        ({"type": "image", "source": "https://a.test/b.png"}, "messages[0].content[0].source"),
+        ({"type": "document", "source": "x"}, "messages[0].content[0].source"),
+    ],
+)
+def test_a_source_of_another_kind_of_block_is_refused(block: Any, param: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        said(("user", [block]))
+    assert refused.value.failure.param == param
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -232,17 +280,32 @@ def test_a_signature_of_thoughts_that_were_not_told_goes_back_too() -> None:
     assert "reasoning_content" not in called
 
 
-def test_thoughts_go_back_with_the_calls_they_led_to_only() -> None:
+def test_thoughts_go_back_with_the_calls_they_led_to_and_elsewhere_to_who_signed_them_alone() -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
     gone = {"type": "redacted_thinking", "data": "x"}
     called, plain, *rest = said(
         ("assistant", [thought, use()]), ("assistant", [thought, gone, text("a")]), ("assistant", [gone]), ("user", "x")
     )
     assert (called["reasoning_content"], called["reasoning_signature"]) == ("hm", "s")
-    assert plain == {"role": "assistant", "content": "a"}
+    assert plain == {"role": "assistant", "content": "a", "reasoning_blocks": [thought, gone]}
     assert rest == [{"role": "user", "content": "x"}]
-    (two, _) = said(("assistant", [thought, thought, use()]), ("user", "x"))
-    assert two["reasoning_content"] == "hmhm" and "reasoning_signature" not in two
+    unsigned = {"type": "thinking", "thinking": "hm"}
+    (two, plain, _) = said(
+        ("assistant", [unsigned, unsigned, use()]), ("assistant", [unsigned, text("a")]), ("user", "x")
+    )
+    assert two["reasoning_content"] == "hmhm" and not {"reasoning_signature", "reasoning_blocks"} & two.keys()
+    assert plain == {"role": "assistant", "content": "a"}
+
+
+def test_of_several_thoughts_each_keeps_its_signature_and_its_place() -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    later = {"type": "thinking", "thinking": "oh!", "signature": "t"}
+    (called, _) = said(("assistant", [thought, text("ab"), use(1), later, use(2)]), ("user", "x"))
+    assert (called["reasoning_content"], called["content"]) == ("hmoh!", "ab")
+    assert called["reasoning_blocks"] == [
+        {"type": "thinking", "characters": 2, "signature": "s"},
+        {"type": "thinking", "characters": 3, "signature": "t", "after": [2, 1]},
+    ]
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -268,6 +331,18 @@ def test_text_and_input_of_tools_arrive_as_they_were(texts: list[str], system: s
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_agents_bring_more_tools_and_stops_than_openais_api_takes() -> None:
+    tools, stops = [{**TOOL, "name": f"f{number}"} for number in range(1_024)], [f"s{number}" for number in range(64)]
+    found = body(tools=tools, stop_sequences=stops)
+    assert (len(found["tools"]), found["stop"]) == (1_024, stops)
+    assert refused(stop_sequences=[*stops, "s"]).message == "stop_sequences: at most 64 entries."
+    assert refused(tools=[*tools, TOOL]).message == "tools: at most 1024 entries, 1025 were given."
+    for more, param in (({"stop": stops[:5]}, "stop"), ({"tools": found["tools"][:129]}, "tools")):
+        with pytest.raises(BadRequest) as caught:
+            parse_chat(orjson.dumps({**HELLO, **more}))
+        assert caught.value.failure.param == param
 
 
 def test_tools_are_functions() -> None:
@@ -305,7 +380,8 @@ def user(*blocks: Any) -> JsonObject:
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),
         ({"top_k": -1}, "top_k"),
-        ({"stop_sequences": ["a"] * 5}, "stop_sequences"),
+        ({"stop_sequences": ["a"] * 65}, "stop_sequences"),
+        ({"tools": [TOOL] * 1_025}, "tools"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),

@@ -255,7 +255,7 @@ def test_log_probabilities_are_lists_with_offsets_that_go_on() -> None:
         "top_logprobs": [{"x": -2.0}, {"y": -2.0}],
         "text_offset": [0, 1],
     }
-    assert (two["text_offset"], two["top_logprobs"]) == ([2], None)
+    assert (two["text_offset"], two["top_logprobs"]) == ([2], [{}])
 
 
 def test_usage_is_null_until_it_comes_in_a_chunk_of_its_own() -> None:
@@ -280,3 +280,26 @@ def test_an_answer_that_begins_anew_says_so_and_echoes_again() -> None:
     (word,) = frames(shape.anew(Position(2, 0)))
     assert word.json["headrace"] == {"event": "reset"} and word.json["choices"][0]["text"] == ""
     assert shape.events(LAST, [event((0, {"content": "x"}, None))]) == first
+
+
+@pytest.mark.parametrize(
+    ("param", "place"),
+    [
+        ("messages[0].x", "prompt"),
+        ("max_completion_tokens", "max_tokens"),
+        ("n", "n"),
+        ("tools[0].x", None),
+        (None, None),
+    ],
+)
+def test_a_servers_complaint_is_told_of_the_callers_own_field(param: str | None, place: str | None) -> None:
+    failure = Failure("upstream_refused", f"Bad {param}.", param=param)
+    _, body, _ = surface_of(job()).refused(failure)
+    assert orjson.loads(body)["error"]["param"] == place
+    assert f'"param":{orjson.dumps(place).decode()}'.encode() in surface_of(job()).shape(job(), 5).failed(None, failure)
+
+
+def test_no_token_at_all_is_refused_with_the_reason() -> None:
+    with pytest.raises(BadRequest, match="asked as a chat") as caught:
+        parsed(max_tokens=0, echo=True)
+    assert caught.value.failure.param == "max_tokens"

@@ -6,12 +6,14 @@ import re
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.contracts import (
     ENDED,
+    FailedTarget,
     Failure,
     Job,
     OnDisconnect,
@@ -62,9 +64,13 @@ outcomes = st.builds(
     status=st.sampled_from(State),
     finish_reason=st.none() | texts,
     usage=st.none() | st.builds(Usage, counts, counts, objects),
-    failure=st.none() | st.builds(Failure, texts, texts, st.none() | texts, st.none() | st.floats(0, 1e6)),
+    failure=st.none()
+    | st.builds(Failure, texts, texts, st.none() | texts, st.none() | st.floats(0, 1e6), st.none() | texts),
     timings_ms=st.dictionaries(texts, counts, max_size=3),
     backend=texts,
+    model=texts,
+    upstream_model=texts,
+    failed_targets=st.lists(st.builds(FailedTarget, texts, texts, texts), max_size=3),
 )
 
 
@@ -223,3 +229,17 @@ def test_fields_of_a_newer_version_are_left_out_so_that_a_rolling_upgrade_loses_
     outcome = Outcome(State.FAILED, usage=Usage(1, 2), failure=Failure("c", "m"))
     raw = outcome.encode().replace(b'"code":"c"', b'"code":"c","new":1').replace(b'"details"', b'"new":2,"details"')
     assert Outcome.decode(raw) == outcome
+
+
+def test_a_failure_of_an_older_version_tells_no_code_of_the_servers() -> None:
+    outcome = Outcome(State.FAILED, failure=Failure("upstream_refused", "m", "p"))
+    fields = orjson.loads(outcome.encode())
+    del fields["failure"]["upstream_code"]
+    assert Outcome.decode(orjson.dumps(fields)) == outcome
+
+
+def test_an_outcome_of_an_older_version_tells_nothing_of_targets() -> None:
+    outcome = Outcome(State.SUCCEEDED, backend="b")
+    fields = orjson.loads(outcome.encode())
+    del fields["upstream_model"], fields["failed_targets"]
+    assert Outcome.decode(orjson.dumps(fields)) == outcome

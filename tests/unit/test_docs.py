@@ -255,6 +255,19 @@ def says_something(messages: Any) -> bool:
     return not empty and any(one.get("role") in ("user", "system") for one in objects(messages))
 
 
+def calls_apart(items: list[dict[str, Any]]) -> bool:
+    """Whether a call's output has no call before it, or a call no output; or something is only named."""
+    made: set[Any] = set()
+    for one in items:
+        call_id = str(one.get("call_id"))
+        if one.get("type") == "function_call":
+            made.add(call_id)
+        elif one.get("type") == "function_call_output" and call_id not in made:
+            return True
+    outputs = {str(one.get("call_id")) for one in items if one.get("type") == "function_call_output"}
+    return bool(made - outputs) or any(one.get("type") is None and "id" in one for one in items)
+
+
 def sayable(name: str, body: dict[str, Any]) -> bool:
     """Whether JSON Schema can decide it at all: not that one field is another's value, or that something is left."""
     choice = body.get("tool_choice")
@@ -263,7 +276,7 @@ def sayable(name: str, body: dict[str, Any]) -> bool:
     if name == "JobBody":
         return not (body.get("delay_ms") and body.get("deadline_ms"))
     if name == "ResponsesBody" and (items := objects(body.get("input"))):
-        return any(one.get("type") != "reasoning" for one in items)
+        return any(one.get("type") != "reasoning" for one in items) and not calls_apart(items)
     if name in ("MessagesBody", "CountTokensBody") and not says_something(body.get("messages")):
         return False
     return not (isinstance(choice, dict) and choice.get("type") == "tool")  # pyright: ignore[reportUnknownMemberType]

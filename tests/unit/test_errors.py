@@ -65,6 +65,14 @@ def test_codes_become_openais_statuses_and_types(code: str, status: int, kind: s
     assert error["code"] == sent
 
 
+def test_the_servers_own_code_is_told_where_there_is_one_and_only_to_openais_clients() -> None:
+    failure = Failure("upstream_refused", "x", "messages", upstream_code="invalid_image_format")
+    assert orjson.loads(openai_error(failure)[1])["error"]["code"] == "invalid_image_format"
+    assert orjson.loads(error_object(failure))["error"]["type"] == "invalid_request_error"
+    for path in ("/v1/messages", "/api/chat", "/prompt"):
+        assert b"invalid_image_format" not in answer(failure, path).body
+
+
 def test_who_should_come_back_later_is_told_when() -> None:
     _, _, headers = openai_error(QueueFull(retry_after_s=2.5).failure)
     assert headers == {"retry-after": "3", "retry-after-ms": "2500", "x-should-retry": "true"}

@@ -25,6 +25,7 @@ from common.metrics import GatewayMetrics
 from gateway import errors
 from gateway.docs import pages
 from gateway.http import MAX_HEAD_BYTES, BoundedProtocol, check_head, install, read_body, request_id, tells_tokens
+from gateway.limits import ANTHROPIC_LIMITS, OPENAI_LIMITS
 from tests.support.runner import until
 
 LIMIT_BYTES = 1_000
@@ -408,9 +409,9 @@ async def test_a_page_that_is_allowed_may_send_what_the_sdks_send_and_read_what_
         assert preflight["access-control-allow-headers"] == wanted.removesuffix(", x-evil")
         answer = await site.post(b"{}", f"Origin: {PAGE}")
         assert answer["access-control-allow-origin"] == PAGE
-        assert {"x-request-id", "retry-after", "x-headrace-job-id"} <= set(
-            answer["access-control-expose-headers"].split(", ")
-        )
+        exposed = set(answer["access-control-expose-headers"].split(", "))
+        assert {"x-request-id", "retry-after", "x-headrace-job-id"} <= exposed
+        assert {*OPENAI_LIMITS, *ANTHROPIC_LIMITS} <= exposed
         refused = await site.ask("GET", "/broken", f"Origin: {PAGE}")
         assert (refused.status, refused["access-control-allow-origin"]) == (500, PAGE)
         stranger = await site.post(b"{}", "Origin: https://evil.example")

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.backends import Rest
 from tests.support.clock import ManualClock
-from workers.keypool import BUSY_S, MOST_BLOCKED_S, Block, KeyPool, digest_of, judge, seconds
+from workers.keypool import BUSY_S, MOST_BLOCKED_S, Block, KeyPool, digest_of, judge, refused, seconds
 
 NAMES = ("one-secret", "two-secret", "three-secret")
 
@@ -51,8 +52,8 @@ def test_where_all_keys_rest_there_is_none_and_the_wait_is_the_soonest() -> None
 
 def test_what_others_found_is_taken_over_and_a_shorter_rest_never_ends_a_longer() -> None:
     pool, clock = _pool()
-    pool.learn({digest_of(NAMES[0]): 4_000, "another-backends": 9_000})
-    pool.learn({digest_of(NAMES[0]): 1_000})
+    pool.learn({digest_of(NAMES[0]): Rest(4_000, "spent"), "another-backends": Rest(9_000, "spent")})
+    pool.learn({digest_of(NAMES[0]): Rest(1_000, "spent")})
     clock.advance(3.9)
     assert NAMES[0] not in _drawn(pool, 6)
     clock.advance(0.2)
@@ -67,6 +68,50 @@ def test_a_key_that_is_forbidden_something_is_kept_where_it_is_the_last_one() ->
     assert pool.next() == key
     assert pool.block(key, Block(60, "refused"))
     assert pool.next() is None
+
+
+@pytest.mark.parametrize(
+    ("whys", "all_refused", "pace_s"),
+    [
+        (("refused", "refused", "refused"), True, 0),
+        (("refused", "forbidden", "refused"), True, 0),
+        (("refused", "rate_limited", "refused"), False, 20),
+        (("rate_limited", "refused", "spent"), False, 10),
+        (("refused", "refused", "a word of another version"), False, 30),
+        (("refused", "refused"), False, 0),
+        ((), False, 0),
+    ],
+)
+@pytest.mark.parametrize("told", [False, True])
+def test_whether_waiting_is_of_use_goes_by_why_the_keys_rest(
+    whys: tuple[str, ...], all_refused: bool, pace_s: float, told: bool
+) -> None:
+    pool, clock = _pool()
+    for number, why in enumerate(whys):
+        if told:
+            pool.learn({digest_of(NAMES[number]): Rest((number + 1) * 10_000, why)})
+        elif (key := pool.next()) is not None:
+            pool.block(key, Block((number + 1) * 10, why))
+    assert (pool.all_refused, pool.pace_s) == (all_refused, pytest.approx(pace_s))
+    clock.advance(10)
+    assert not pool.all_refused
+    assert pool.usable
+
+
+def test_why_a_key_rests_is_told_by_the_longest_of_its_rests() -> None:
+    pool = KeyPool(["only"], ManualClock())
+    key = pool.next()
+    assert key is not None
+    pool.block(key, refused(401))
+    pool.block(key, Block(2, "rate_limited"))
+    assert (pool.all_refused, pool.pace_s) == (True, 0)
+    pool.block(key, Block(3_000, "rate_limited"))
+    assert (pool.all_refused, pool.pace_s) == (False, 3_000)
+
+
+def test_a_refused_key_rests_for_long_and_one_that_is_only_forbidden_something_less() -> None:
+    assert {refused(status) for status in (200, 400, 401, 402, 429)} == {Block(300, "refused")}
+    assert refused(403) == Block(60, "forbidden")
 
 
 def test_a_key_is_never_shown() -> None:
@@ -95,15 +140,15 @@ RESET_R, RESET_T = "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"
         (429, {"retry-after-ms": "250", "retry-after": "7"}, Block(0.25, "rate_limited")),
         (429, {R: "0", RESET_R: "17ms"}, Block(0.017, "rate_limited")),
         (429, {"retry-after": "99999999"}, Block(MOST_BLOCKED_S, "rate_limited")),
-        (401, {}, Block(300, "refused")),
-        (402, {}, Block(300, "refused")),
-        (403, {}, Block(60, "forbidden")),
-        (400, {}, None),
+        *((status, {}, None) for status in (400, 401, 402, 403)),
+        (403, {R: "0", RESET_R: "1.5s"}, Block(1.5, "spent")),
         (500, {}, None),
         (503, {"retry-after": "7"}, None),
     ],
 )
-def test_an_answer_says_whether_its_key_must_rest(status: int, headers: dict[str, str], block: Block | None) -> None:
+def test_an_answer_says_whether_its_key_must_rest_for_its_pace(
+    status: int, headers: dict[str, str], block: Block | None
+) -> None:
     assert judge(status, headers) == block
 
 

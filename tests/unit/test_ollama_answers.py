@@ -13,16 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.contracts import Failure, Job, JsonObject, Outcome, Position, State, Usage
-from common.errors import UpstreamProtocolError
 from common.queue import Place
 from gateway.dialects import ollama, ollama_answers
 from gateway.dialects.ollama import known_name
-from gateway.dialects.surfaces import surface_of
+from gateway.dialects.surfaces import shape_of, surface_of
 from gateway.errors import answer
 
 KNOWN = frozenset({"m", "tagged:latest", "org/m:8b"})
 CREATED_S = 1_795_261_578
-CREATED = "2026-11-21T11:46:18Z"
+CREATED = "2026-11-21T11:46:18.000Z"
 LAST = Position(1, 9)
 
 
@@ -62,6 +61,12 @@ def streamed(given: Job, *said: bytes, outcome: Outcome = OUTCOME) -> list[JsonO
     return lines(shape.opening() + shape.events(LAST, said) + shape.end(LAST, outcome, resumed=False))
 
 
+def whole_answer(message: JsonObject, *, reason: str = "stop") -> JsonObject:
+    choice = {"index": 0, "message": message, "finish_reason": reason}
+    result = orjson.dumps({"choices": [choice], "usage": Usage(3, 5).to_openai()})
+    return orjson.loads(surface_of(job()).whole(job(), CREATED_S, result))
+
+
 def test_a_stream_is_a_line_for_each_piece_and_one_for_the_end() -> None:
     given = events({"role": "assistant", "content": "a"}, {"reasoning_content": "t"}, {"content": ""}, {"refusal": "r"})
     head = {"model": "m", "created_at": CREATED}
@@ -86,7 +91,7 @@ def test_a_stream_is_a_line_for_each_piece_and_one_for_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "shown"),
-    [("stop", "stop"), ("length", "length"), ("tool_calls", "stop"), (None, "stop"), ("content_filter",) * 2],
+    [("stop", "stop"), ("length", "length"), ("tool_calls", "stop"), (None, "stop"), ("content_filter", "stop")],
 )
 def test_the_end_says_why(reason: str | None, shown: str) -> None:
     outcome = Outcome(State.SUCCEEDED, reason, None, timings_ms={"queued": 0, "total": 1})
@@ -136,11 +141,26 @@ def test_tool_calls_in_pieces_go_out_whole_once(arguments: list[JsonObject], siz
         assert "tool_calls" not in last["message"]
 
 
-@pytest.mark.parametrize("text", ['{"a":', "[1]", "null", "x"])
-def test_arguments_that_are_no_object_are_the_models_fault(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [('{"a": 1, "b', {"a": 1}), ('{"a": "be', {"a": "be"}), ("", {}), *((text, {}) for text in ("[1]", "null", "x"))],
+)
+def test_of_arguments_that_broke_off_what_can_be_read_goes_out(text: str, read: JsonObject) -> None:
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": text}}
-    with pytest.raises(UpstreamProtocolError):
-        streamed(job(), *events({"tool_calls": [call]}))
+    outcome = Outcome(State.SUCCEEDED, "length", Usage(3, 5))
+    said, last = streamed(job(), *events({"tool_calls": [call]}, reason="length"), outcome=outcome)
+    assert said["message"]["tool_calls"] == [{"id": "c", "function": {"index": 0, "name": "f", "arguments": read}}]
+    assert last["done_reason"] == "length"
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    whole = whole_answer(message, reason="length")
+    assert whole["message"]["tool_calls"] == said["message"]["tool_calls"]
+    assert whole["done_reason"] == "length"
+
+
+def test_numbers_in_arguments_stay_as_long_as_they_are() -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a": 123456789012345678901234567890}'}}
+    shape = surface_of(job()).shape(job(), CREATED_S)
+    assert b"123456789012345678901234567890" in shape.events(LAST, events({"tool_calls": [call]}))
 
 
 @given(st.lists(st.text(max_size=6), max_size=6), st.lists(st.text(max_size=6), max_size=6))
@@ -159,7 +179,21 @@ def test_a_stream_and_a_whole_answer_say_the_same(texts: list[str], thoughts: li
         joined = "".join(line["message"].get("thinking", "") for line in said)
         assert whole["message"].get("thinking", "") == joined == ("" if asked else "".join(thoughts))
         assert whole["message"]["content"] == "".join(line["message"]["content"] for line in said) == "".join(texts)
-        assert ollama_answers.timed(orjson.dumps(whole), OUTCOME) == orjson.dumps({**whole, **DURATIONS})
+        ended = "2026-11-21T11:46:18.105Z"
+        told = ollama_answers.timed(orjson.dumps(whole), OUTCOME, CREATED_S * 1000 + 5)
+        assert orjson.loads(told) == {**whole, "created_at": ended, **DURATIONS}
+
+
+@pytest.mark.parametrize("dialect", [ollama.CHAT, ollama.GENERATE])
+def test_each_line_tells_its_own_time(dialect: str) -> None:
+    moments = iter([CREATED_S * 1000 + rest_ms for rest_ms in (7, 70, 1_999)])
+    shape = shape_of(job(dialect), 0, lambda: next(moments))
+    said = lines(
+        shape.events(LAST, events({"content": "a"}, {"content": "b"})) + shape.end(LAST, OUTCOME, resumed=False)
+    )
+    assert [line["created_at"] for line in said] == [
+        *("2026-11-21T11:46:18.007Z", "2026-11-21T11:46:18.070Z", "2026-11-21T11:46:19.999Z"),
+    ]
 
 
 def test_nothing_goes_out_that_clients_would_take_for_a_piece() -> None:
@@ -205,7 +239,7 @@ def test_vectors_go_out_as_the_very_numbers() -> None:
         }
     )
     given = job(ollama.EMBED)
-    body = ollama_answers.timed_embeddings(surface_of(given).whole(given, CREATED_S, result), OUTCOME)
+    body = ollama_answers.timed_embeddings(surface_of(given).whole(given, CREATED_S, result), OUTCOME, 0)
     assert orjson.loads(body) == {
         **{"model": "m", "embeddings": [list(numbers)] * 2, "prompt_eval_count": 4},
         **{"total_duration": 100_000_000, "load_duration": 10_000_000},

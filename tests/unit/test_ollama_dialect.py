@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.contracts import JsonObject
@@ -124,6 +124,13 @@ def test_each_wish_is_said_in_openais_words(given: JsonObject, expected: JsonObj
         assert {name: value for name, value in request.body.items() if name not in ("model", "messages")} == expected
 
 
+def test_agents_bring_more_tools_and_stops_than_openais_api_takes() -> None:
+    stops = [f"s{number}" for number in range(64)]
+    tools = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(1_024)]
+    found = chat(messages=[USER], tools=tools, options={"stop": stops}).body
+    assert (len(found["tools"]), found["stop"]) == (1_024, stops)
+
+
 def test_a_prompt_is_one_message_after_the_systems() -> None:
     assert generate(system="s").body["messages"] == [{"role": "system", "content": "s"}, USER]
     assert generate(system="", template="", suffix="", raw=False, context=[]).body["messages"] == [USER]
@@ -216,7 +223,8 @@ def test_a_sound_is_no_picture_though_its_file_begins_as_some_do() -> None:
             "messages[0].tool_calls[0].function.arguments",
         ),
         ({"messages": [USER] * 10_001}, "messages: at most 10000"),
-        ({"options": {"stop": ["a"] * 5}}, "options.stop: at most 4"),
+        ({"options": {"stop": ["a"] * 65}}, "options.stop: at most 64"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 1_025}, "tools: at most 1024"),
         ({"options": {"top_p": 2}}, "options.top_p: must be at most 1"),
         ({"options": {"num_predict": 1.5}}, "options.num_predict"),
         ({"options": []}, "options"),
@@ -224,6 +232,7 @@ def test_a_sound_is_no_picture_though_its_file_begins_as_some_do() -> None:
         ({"think": 3}, "think"),
         ({"stream": "yes"}, "stream"),
         ({"tools": [{"type": "function"}]}, "tools[0].function: this field is required"),
+        ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type: must be 'function'"),
         ({"api_key": "k"}, "api_key: this field is not allowed"),
     ],
 )
@@ -316,6 +325,7 @@ SAID = st.one_of(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(SAID, min_size=1, max_size=6))
 def test_a_conversation_reaches_an_ollama_behind_us_as_it_came(history: list[JsonObject]) -> None:
     where = backend("ollama", "http://127.0.0.1:1")

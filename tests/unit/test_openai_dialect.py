@@ -13,6 +13,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.model import Model
 
 from common.contracts import (
+    FailedTarget,
     Failure,
     Job,
     JsonObject,
@@ -188,6 +189,12 @@ def test_pictures_cost_the_same_however_large_their_data() -> None:
         ({"stop": {"a": 1}}, "stop", "string"),
         ({"tools": [TOOL] * 129}, "tools", "128"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].custom", "required"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].custom.name", "required"),
+        (
+            {"tools": [{"type": "custom", "custom": {"name": "c", "format": {"g": "x" * 16_384}}}]},
+            *("tools[0].custom.format", "16384 bytes"),
+        ),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "match"),
         ({"tool_choice": "required"}, "tool_choice", "tools"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice", "none"),
@@ -287,8 +294,6 @@ def test_a_name_that_could_choose_a_destination_is_refused_wherever_it_stands(na
     for more in (
         {name: "x"},
         {name: None},
-        {"metadata": {name: "x"}},
-        {"metadata": {"deep": [{"er": {name: "x"}}]}},
         {"unknown_field": [[{name: "x"}]]},
         {"messages": [{"role": "user", "content": "x", name: "x"}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", name: "x"}]}]},
@@ -299,6 +304,51 @@ def test_a_name_that_could_choose_a_destination_is_refused_wherever_it_stands(na
     ):
         failure = refused(chat(**more))
         assert (failure.code, failure.param) == ("unknown_parameter", name)
+
+
+IN_METADATA = (
+    *("api_base", "base_url", "baseUrl", "api-base", "API_BASE", "apiBase", "model_list", "fallbacks", "headers"),
+    *("Headers", "litellm_params[api_base]", "metadata[headers]", "model_info.base_url", "a[fallbacks][0]"),
+)
+
+
+@pytest.mark.parametrize("name", IN_METADATA)
+def test_a_name_that_chooses_a_destination_is_refused_in_metadata_too(name: str) -> None:
+    for metadata in ({name: "x"}, {"deep": [{"er": {name: "x"}}]}):
+        job = orjson.dumps({"endpoint": "/v1/chat/completions", "body": {**HELLO, "metadata": metadata}})
+        notes = orjson.dumps({"endpoint": "/v1/chat/completions", "body": HELLO, "metadata": metadata})
+        for parse, raw in (
+            (parse_chat, chat(metadata=metadata)),
+            (parse_job_submission, job),
+            (parse_job_submission, notes),
+        ):
+            with pytest.raises(BadRequest) as failure:
+                parse(raw)
+            assert (failure.value.failure.code, failure.value.failure.param) == ("unknown_parameter", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("organization_id", "deployment_id", "aws_region", "fallback", "header", "proxy", "authorization"),
+        *("api_version", "azure_tenant", "base_url_kind", "chat_template", "a.credentials"),
+    ],
+)
+def test_other_names_in_metadata_are_the_callers_own(name: str) -> None:
+    metadata = {name: {"deep": [{name: "x"}]}}
+    assert parse_chat(chat(metadata=metadata)).body["metadata"] == metadata
+    within = {"endpoint": "/v1/chat/completions", "body": {**HELLO, "metadata": metadata}, "metadata": metadata}
+    job = parse_job_submission(orjson.dumps(within))
+    assert (job.asked.body["metadata"], job.metadata) == (metadata, metadata)
+    # Elsewhere they are what they always are, also in what only looks like a request's metadata.
+    for inner in ({"unknown": {"metadata": {"api_version": "x"}}}, {"body": {"metadata": {"api_version": "x"}}}):
+        assert refused(chat(**inner)).param == "api_version"
+
+
+def test_names_in_metadata_are_bounded_like_others() -> None:
+    assert "names are too long" in refused(chat(metadata={f"{n}" * 500: 1 for n in range(10, 99)})).message
+    raw = chat(metadata={"a": 1}).replace(b'"a":1', b'"a":1,"a":2')
+    assert "same name twice" in refused(raw).message
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
@@ -612,6 +662,20 @@ def test_a_failed_jobs_record_holds_the_error_and_sets_apart_what_came_of_the_an
 def test_a_waiting_jobs_record_has_nothing_of_an_end() -> None:
     shown = job_record(_record(State.QUEUED, None, None))
     assert [shown[name] for name in ("result", "partial_result", "error", "usage", "timings_ms")] == [None] * 5
+
+
+def test_a_record_names_who_answered_and_whose_failure_came_before() -> None:
+    failed = [FailedTarget("a", "one", "upstream_unreachable")]
+    outcome = Outcome(State.SUCCEEDED, "stop", backend="b", upstream_model="two", failed_targets=failed)
+    shown = orjson.loads(orjson.dumps(job_record(_record(State.SUCCEEDED, outcome, orjson.dumps(RESULT)))))
+    assert (shown["backend"], shown["upstream_model"]) == ("b", "two")
+    assert shown["failed_targets"] == [{"backend": "a", "model": "one", "code": "upstream_unreachable"}]
+
+
+@pytest.mark.parametrize("outcome", [None, Outcome(State.CANCELLED)])
+def test_a_record_of_what_nobody_answered_names_nobody(outcome: Outcome | None) -> None:
+    shown = job_record(_record(State.CANCELLED, outcome, None))
+    assert (shown["backend"], shown["upstream_model"], shown["failed_targets"]) == (None, None, [])
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

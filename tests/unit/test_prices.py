@@ -91,6 +91,20 @@ def test_the_backend_that_answered_and_the_model_that_did_count() -> None:
     assert found.cost_usd("m", ended("own", model="other"), IN_2025_MS) == 2
 
 
+def test_of_models_at_one_backend_the_one_that_answered_counts() -> None:
+    mini, full = ({"backend": "hosted", "model": name} for name in ("gpt-4o-mini", "gpt-4o"))
+    for targets in ([mini, full], [full, mini]):
+        found = prices(m={"targets": targets})
+        assert found.cost_usd("m", ended("hosted", upstream_model="gpt-4o-mini"), IN_2025_MS) == pytest.approx(0.75)
+        assert found.cost_usd("m", ended("hosted", upstream_model="gpt-4o"), IN_2025_MS) == pytest.approx(12.5)
+        assert found.cost_usd("m", ended("hosted", upstream_model="gone"), IN_2025_MS) is None
+
+
+def test_a_record_that_does_not_tell_the_upstream_model_counts_as_the_backends_first() -> None:
+    both = {"targets": [{"backend": "hosted", "model": name} for name in ("gpt-4o-mini", "gpt-4o")]}
+    assert prices(m=both).cost_usd("m", ended("hosted"), IN_2025_MS) == pytest.approx(0.75)
+
+
 def test_without_usage_or_without_the_model_there_is_no_cost() -> None:
     found = prices(m=at("hosted"))
     assert found.cost_usd("m", None, IN_2025_MS) is None

@@ -8,13 +8,13 @@ import pytest
 
 from common.contracts import JsonObject
 from common.errors import BadRequest
-from gateway.dialects.responses_input import messages_of
 from gateway.dialects.responses_reference import MOST_REFERENCED, referenced, with_items
 from gateway.dialects.responses_schema import check_response
+from gateway.dialects.responses_turns import Known, turns_of
 
 ONE, OTHER = "1" * 32, "2" * 32
 USER: JsonObject = {"role": "user", "content": "hello"}
-SAID: JsonObject = {"id": f"msg_{ONE}_1", "type": "message", "role": "assistant", "content": "well"}
+SAID: Known = Known({"id": f"msg_{ONE}_1", "type": "message", "role": "assistant", "content": "well"})
 
 
 def naming(*ids: Any) -> JsonObject:
@@ -24,15 +24,15 @@ def naming(*ids: Any) -> JsonObject:
 def test_each_response_is_named_once_in_the_order_of_its_items() -> None:
     body = naming(f"rs_{ONE}_0", f"msg_{ONE}_1", f"fc_{OTHER}_0")
     check_response(body)
-    assert referenced(body) == [ONE, OTHER]
-    assert referenced({"model": "m", "input": "hello"}) == referenced({"model": "m", "input": [USER]}) == []
+    assert referenced(body) == {ONE: [f"rs_{ONE}_0", f"msg_{ONE}_1"], OTHER: [f"fc_{OTHER}_0"]}
+    assert referenced({"model": "m", "input": "hello"}) == referenced({"model": "m", "input": [USER]}) == {}
 
 
 def test_items_stand_where_they_were_named_and_the_request_itself_stays() -> None:
     body = naming(SAID["id"])
     found = with_items(body, {SAID["id"]: SAID})
     assert found == {"model": "m", "input": [USER, SAID]}
-    assert messages_of(found["input"])[1] == {"role": "assistant", "content": "well"}
+    assert turns_of(found["input"]).messages[1] == {"role": "assistant", "content": "well"}
     assert body == naming(SAID["id"])
 
 
@@ -43,6 +43,14 @@ def test_an_id_that_is_none_of_ours_is_refused_by_its_place(item_id: str) -> Non
     with pytest.raises(BadRequest) as caught:
         referenced(naming(f"rs_{ONE}_0", item_id))
     assert caught.value.failure.param == "input[2].id"
+
+
+def test_a_reference_needs_no_type_and_may_name_what_was_put_in() -> None:
+    ids = [f"msg_{ONE}_in0", f"fc_{ONE}_in1", f"fco_{ONE}_in2"]
+    for kind in ({}, {"type": None}):
+        body: JsonObject = {"model": "m", "input": [{"id": one, **kind} for one in ids]}
+        check_response(body)
+        assert referenced(body) == {ONE: ids}
 
 
 def test_what_is_not_found_named_twice_or_too_many_is_refused() -> None:
@@ -59,4 +67,4 @@ def test_what_is_not_found_named_twice_or_too_many_is_refused() -> None:
 
 def test_where_nothing_is_looked_up_a_reference_is_refused_and_not_left_out() -> None:
     with pytest.raises(BadRequest, match="item_reference"):
-        messages_of(naming(SAID["id"])["input"])
+        turns_of(naming(SAID["id"])["input"])

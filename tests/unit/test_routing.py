@@ -17,10 +17,12 @@ from common.errors import (
     UpstreamCredentials,
     UpstreamError,
     UpstreamInterrupted,
+    UpstreamModelMissing,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnavailable,
     UpstreamUnreachable,
+    UpstreamUnsupported,
 )
 from workers.routing import (
     Again,
@@ -28,6 +30,7 @@ from workers.routing import (
     Prospects,
     Standing,
     backoff_ms,
+    by_room,
     in_order,
     instead,
     next_try,
@@ -79,9 +82,51 @@ def test_where_none_can_take_any_they_still_take_turns(standing: Standing) -> No
     assert len(_first(dict.fromkeys("abc", standing))) == 3
 
 
-def test_neighbours_of_different_weights_stay_in_their_order() -> None:
-    targets = [Target(backend="a", model="m", weight=1), Target(backend="b", model="m", weight=2)]
-    assert all(in_order(targets, {}, turn=turn) == targets for turn in range(10))
+def weighted(**weights: float | None) -> list[Target]:
+    return [Target(backend=name, model="m", weight=weight) for name, weight in weights.items()]
+
+
+def _parts(targets: list[Target], standings: dict[str, Standing], *, warm: str = "") -> dict[str, int]:
+    """How often each is first, in a hundred turns."""
+    turns = (in_order(targets, standings, turn=turn, warm=warm)[0].backend for turn in range(1_000))
+    return {name: round(count / 10) for name, count in Counter(turns).items()}
+
+
+@pytest.mark.parametrize(
+    ("free", "parts"),
+    [
+        ({}, {"a": 90, "b": 10}),
+        ({"a": 10, "b": 10}, {"a": 90, "b": 10}),
+        ({"a": 10, "b": 30}, {"a": 75, "b": 25}),
+        ({"a": 0, "b": 30}, {"b": 100}),
+        ({"a": 0, "b": 0}, {"a": 90, "b": 10}),
+    ],
+)
+def test_neighbours_are_first_by_their_weights_and_free_slots(free: dict[str, int], parts: dict[str, int]) -> None:
+    standings = {name: Standing(free=slots) for name, slots in free.items()}
+    assert _parts(weighted(a=9, b=1), standings) == parts
+
+
+def test_nine_of_any_ten_turns_in_a_row_or_so_fall_to_a_weight_of_nine() -> None:
+    for begin in range(0, 1_000, 7):
+        first = [in_order(weighted(a=9, b=1), {}, turn=turn)[0].backend for turn in range(begin, begin + 20)]
+        assert 1 <= first.count("b") <= 3
+
+
+def test_whoever_has_no_weight_stands_alone_and_in_order() -> None:
+    targets = weighted(a=None, b=1, c=3, d=None, e=1)
+    for turn in range(20):
+        order = "".join(target.backend for target in in_order(targets, {}, turn=turn))
+        assert order in ("abcde", "acbde")
+
+
+def test_a_weight_does_not_make_up_for_bad_health() -> None:
+    assert [one.backend for one in in_order(weighted(a=9, b=1), {"a": DOWN}, turn=0)] == ["b", "a"]
+
+
+def test_of_unequal_weights_none_is_first_more_often_for_a_prefix_that_it_served() -> None:
+    assert _parts(weighted(a=9, b=1), {}, warm="b") == {"a": 90, "b": 10}
+    assert _parts(weighted(a=4, b=4, c=2), {}, warm="b") == {"b": 80, "c": 20}
 
 
 def test_the_neighbour_that_served_the_prefix_is_first_while_it_has_a_free_slot() -> None:
@@ -163,6 +208,46 @@ def test_those_refused_at_one_moment_do_not_return_at_one_moment() -> None:
     assert backoff_ms(2, jitter=0.1, retry_after_s=1) != backoff_ms(2, jitter=0.3, retry_after_s=1)
 
 
+# --- lengths ---------------------------------------------------------------------------------------------------------
+
+SMALL = Target(backend="s", model="m", context_tokens=1_000)
+LARGE = Target(backend="l", model="m", context_tokens=10_000)
+UNTOLD = Target(backend="u", model="m")
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "limit", "roomy", "tight"),
+    [
+        (0, None, "slu", ""),
+        (999, None, "slu", ""),
+        (1_000, None, "lu", "s"),
+        (1_999, None, "lu", "s"),
+        (2_000, None, "lu", ""),
+        (500, 500, "slu", ""),
+        (500, 501, "lu", "s"),
+        (500, 751, "lu", ""),
+        (15_000, None, "u", "l"),
+        (10**9, 10**9, "u", ""),
+    ],
+)
+def test_targets_go_apart_by_whether_a_request_is_likely_to_fit_may_or_surely_does_not(
+    prompt_tokens: int, limit: int | None, roomy: str, tight: str
+) -> None:
+    targets = (SMALL, LARGE, UNTOLD)
+    found = by_room(Model(targets=targets), targets, prompt_tokens, limit)
+    assert ["".join(target.backend for target in group) for group in found] == [roomy, tight]
+
+
+def test_where_it_surely_fits_nowhere_no_target_is_left_out() -> None:
+    targets = [SMALL, LARGE]
+    assert by_room(Model(targets=(SMALL, LARGE)), targets, 10**9, None) == (targets, [])
+
+
+def test_a_models_own_context_counts_where_a_target_names_none() -> None:
+    row = Model(targets=(UNTOLD, LARGE), context_tokens=100)
+    assert by_room(row, row.targets, 5_000, None) == ([LARGE], [])
+
+
 # --- after a failure -------------------------------------------------------------------------------------------------
 
 SHORT = Target(backend="s", model="m", context_tokens=10)
@@ -176,6 +261,8 @@ ALL = Fallback(context_length_exceeded="long", rate_limit="spare", unavailable="
     [
         (ContextTooLong(), "l", "long"),
         (UpstreamRefused(), "", None),
+        (UpstreamModelMissing(), "slo", None),
+        (UpstreamUnsupported(), "o", None),
         (ContentFiltered(), "", None),
         (UpstreamInterrupted(), "", None),
         (UpstreamBusy(), "slo", "spare"),
@@ -191,13 +278,19 @@ ALL = Fallback(context_length_exceeded="long", rate_limit="spare", unavailable="
 def test_what_may_be_asked_next_goes_by_the_kind_of_failure(
     error: UpstreamError, left: str, fallback: str | None
 ) -> None:
-    rest = worth_trying(error, SHORT, [SHORT, LONG, OTHER], Model(targets=(SHORT, LONG, OTHER)))
+    row = Model(targets=(SHORT, LONG, OTHER))
+    rest = worth_trying(error, SHORT, [SHORT, LONG, OTHER], row, kind_of=_kind_of)
     assert "".join(target.backend for target in rest) == left
     assert instead(error, ALL) == fallback
     assert instead(error, Fallback()) is None
 
 
+def _kind_of(target: Target) -> str:
+    return "another" if target is OTHER else "kind"
+
+
 def test_where_nobody_said_how_long_a_context_is_none_is_known_to_be_longer() -> None:
-    assert worth_trying(ContextTooLong(), OTHER, [SHORT, LONG], Model(targets=(OTHER, SHORT, LONG))) == []
+    row = Model(targets=(OTHER, SHORT, LONG))
+    assert worth_trying(ContextTooLong(), OTHER, [SHORT, LONG], row, kind_of=_kind_of) == []
     shown = Model(targets=(OTHER, LONG), context_tokens=5)
-    assert worth_trying(ContextTooLong(), OTHER, [LONG], shown) == [LONG]
+    assert worth_trying(ContextTooLong(), OTHER, [LONG], shown, kind_of=_kind_of) == [LONG]

@@ -9,14 +9,15 @@ import orjson
 import pytest
 from google.rpc.status_pb2 import Status
 
-from common.contracts import Failure, Job, Outcome, Position, State, Usage
+from common.contracts import FailedTarget, Failure, Job, Outcome, Position, State, Usage
 from common.errors import BadRequest
+from common.queue import Record
 from gateway.errors import TABLE
 from gateway.rpc.codes import DETAILS, MOST_MESSAGE_CHARACTERS, message_of, status_of, trailers_of
 from gateway.rpc.headrace.v1 import inference_pb2 as pb
 from gateway.rpc.reading import chat_of, options_of, prompt_of, submission_of
 from gateway.rpc.shape import EventShape
-from gateway.rpc.writing import chunk_of, completion_of, usage_of, words_of
+from gateway.rpc.writing import chunk_of, completion_of, job_of, usage_of, words_of
 
 BIG = 2**53 + 1
 
@@ -140,6 +141,17 @@ def test_a_submission_has_one_kind_of_work() -> None:
     late = pb.SubmitJobRequest(prompt=pb.Prompt(text="x"), options=pb.JobOptions(delay_ms=5, deadline_ms=5))
     with pytest.raises(BadRequest, match="delay_ms"):
         submission_of(late, [], default_model="first")
+
+
+def test_names_in_a_submissions_metadata_are_as_free_as_in_any() -> None:
+    def submitted(metadata: bytes) -> Any:
+        given = pb.SubmitJobRequest(prompt=pb.Prompt(text="x"), metadata_json=metadata)
+        return submission_of(given, [], default_model="first").metadata
+
+    assert submitted(b'{"organization_id":"o","a":{"proxy":1}}') == {"organization_id": "o", "a": {"proxy": 1}}
+    for name in ("headers", "api_base"):
+        with pytest.raises(BadRequest, match=name):
+            submitted(b'{"a":[{"%b":1}]}' % name.encode())
 
 
 def test_a_prompt_without_words_is_refused() -> None:
@@ -315,3 +327,38 @@ def test_a_refusal_carries_its_status_once_more_with_details() -> None:
     assert (status.code, len(status.message)) == (8, MOST_MESSAGE_CHARACTERS) == (8, len(message_of(failure)))
     assert trailers["grpc-retry-pushback-ms"] == "1235"
     assert dict(trailers_of(Failure("timeout", "x")))["grpc-retry-pushback-ms"] == "-1"
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def a_record(outcome: Outcome | None) -> Record:
+    job = Job("job-0", "default", "t", "/v1/chat/completions", "m", {})
+    return Record(
+        job=job,
+        state=State.RUNNING if outcome is None else outcome.status,
+        fence=1,
+        attempt=1,
+        failures=0,
+        created_ms=1_000,
+        deadline_ms=9_000,
+        started_ms=None,
+        finished_ms=None,
+        outcome=outcome,
+        result=None,
+        position=None,
+    )
+
+
+def test_a_job_names_who_answered_and_whose_failure_came_before() -> None:
+    failed = [FailedTarget("a", "one", "upstream_unreachable")]
+    outcome = Outcome(State.SUCCEEDED, "stop", backend="b", upstream_model="two", failed_targets=failed)
+    shown = job_of(a_record(outcome), queue=None, cost_usd=None)
+    assert (shown.backend, shown.upstream_model) == ("b", "two")
+    [one] = shown.failed_targets
+    assert (one.backend, one.model, one.code) == ("a", "one", "upstream_unreachable")
+
+
+def test_a_job_that_has_not_ended_names_nobody() -> None:
+    shown = job_of(a_record(None), queue=None, cost_usd=None)
+    assert (shown.backend, shown.upstream_model, list(shown.failed_targets)) == ("", "", [])

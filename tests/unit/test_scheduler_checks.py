@@ -55,6 +55,12 @@ def test_a_backends_own_path_wins_and_must_then_succeed() -> None:
     assert check is not None and (check.path, check.any_answer) == ("/status/live", False)
 
 
+def test_a_service_with_a_path_of_its_own_is_asked_under_it() -> None:
+    backend = Backend(name="b", kind="openai", base_url="http://127.0.0.1:1/v1beta/openai", options={"path": ""})
+    check = check_of(backend)
+    assert check is not None and backend.url + check.path == "http://127.0.0.1:1/v1beta/openai/models"
+
+
 def test_an_empty_path_means_that_nothing_is_asked() -> None:
     assert check_of(_backend("openai", "")) is None
     assert check_of(_backend("echo")) is None

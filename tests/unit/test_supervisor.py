@@ -119,6 +119,7 @@ async def test_a_child_that_ignores_the_request_is_killed_after_its_grace(tmp_pa
     assert said == ["deaf ended with signal SIGKILL"]
 
 
+@pytest.mark.lengthy
 async def test_hurry_cuts_a_long_grace_short(tmp_path: Path) -> None:
     command = shell("slow", "trap '' TERM; echo up; while :; do sleep 0.02; done", tmp_path, grace_s=1000)
     supervisor = Supervisor(lambda _: None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import httpx
 import orjson
 
 from common.contracts import Chunk, JsonObject
-from common.errors import UpstreamCredentials, UpstreamError, UpstreamProtocolError, UpstreamRefused
+from common.errors import UpstreamError, UpstreamProtocolError, UpstreamUnsupported
+from common.thoughts import BLOCKS, PROOF, REDACTED, TEXT, THINKING, told_entry
 from workers.providers.anthropic_request import to_wire
 from workers.providers.base import Call, Embedded
 from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
@@ -23,7 +25,6 @@ from workers.providers.upstream import (
     refusal,
     retry_after_s,
     secrets_of,
-    words,
 )
 from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_object
 
@@ -48,7 +49,7 @@ def from_body(event: JsonObject) -> Chunk:
     if not is_list(blocks) or not isinstance(event.get("stop_reason"), str):
         raise UpstreamProtocolError("The model's server sent a message without content or without its end.")
     progress = Progress()
-    deltas = [{**progress.begun(number, block), **progress.signed(number)} for number, block in enumerate(blocks)]
+    deltas = [one for at, block in enumerate(blocks) for one in (progress.begun(at, block), progress.ended(at))]
     progress.told(event)
     choice = progress.last().choices[0]
     delta = {"role": "assistant", **_joined([*deltas, choice["delta"]])}
@@ -59,7 +60,7 @@ def _joined(deltas: Iterable[JsonObject]) -> JsonObject:
     whole: JsonObject = {}
     for delta in deltas:
         for key, value in delta.items():
-            whole[key] = whole[key] + value if key in whole and key != "reasoning_signature" else value
+            whole[key] = whole[key] + value if key in whole and key != PROOF else value
     for tool in whole.get("tool_calls", ()):
         tool["function"]["arguments"] = tool["function"]["arguments"] or "{}"
     return whole
@@ -85,10 +86,28 @@ def _details(told: JsonObject, read: int, written: int) -> JsonObject:
     return {**details, "completion_tokens_details": {"reasoning_tokens": thought}} if thought else details
 
 
+@dataclass(slots=True)
+class _Thinking:
+    """What is known of a block of thoughts: where it stands, its length in characters, its signature or its data."""
+
+    after: tuple[int, int]
+    redacted: bool
+    length: int = 0
+    proof: str = ""
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether a message can hold it without a word of its place: thoughts before all else."""
+        return not self.redacted and not any(self.after)
+
+    def entry(self) -> JsonObject:
+        return told_entry(self.length, self.proof, self.after, redacted=self.redacted)
+
+
 class Progress:
     """How far an answer has come: its blocks, what of it was counted, how it ended. It makes the chunks."""
 
-    __slots__ = ("_begun", "_open", "_reason", "_signatures", "_stopped_by", "_tools", "_usage", "done")
+    __slots__ = ("_begun", "_characters", "_open", "_reason", "_stopped_by", "_thoughts", "_tools", "_usage", "done")
 
     def __init__(self) -> None:
         self.done = False
@@ -96,7 +115,8 @@ class Progress:
         self._reason: str | None = None
         self._tools: dict[int, int] = {}  # a block's index to its tool call's
         self._open: set[int] = set()  # tool calls of which no argument came yet
-        self._signatures: dict[int, str] = {}  # of the blocks that hold thoughts
+        self._characters = 0  # of text
+        self._thoughts: dict[int, _Thinking] = {}  # by their blocks' indexes
         self._stopped_by: JsonObject = {}
         self._usage: JsonObject = {}
 
@@ -133,16 +153,21 @@ class Progress:
             return {}
         if self._tools.get(index, -1) in self._open:
             return self._arguments(index, "{}")  # a call without arguments: no text at all is no JSON
-        return self.signed(index)
+        return self.ended(index)
 
-    def signed(self, index: int) -> JsonObject:
-        """The delta that signs a block of thoughts, once it is whole; nothing for other blocks.
+    def ended(self, index: int) -> JsonObject:
+        """The delta that proves a block of thoughts, once it is whole; nothing for other blocks.
 
-        Several of them in one answer are one text for us, which no signature of theirs fits: then it is taken back.
+        Of the first block of all the signature is enough. It is taken back where more of them come, since it does not
+        fit their text; then each is told with its place, the first one with the second.
         """
-        if not (signature := self._signatures.get(index)):
+        if (thought := self._thoughts.get(index)) is None:
             return {}
-        return {"reasoning_signature": signature if len(self._signatures) == 1 else ""}
+        first, several = next(iter(self._thoughts.values())), len(self._thoughts) > 1
+        if thought.is_simple and not several:
+            return {PROOF: thought.proof} if thought.proof else {}
+        again = [first] if first.is_simple and len(self._thoughts) == 2 else []
+        return {PROOF: "", BLOCKS: [one.entry() for one in (*again, thought)]}
 
     def begun(self, index: int, block: Any) -> JsonObject:
         """The delta for a block's beginning, which of a whole answer is all of it."""
@@ -151,10 +176,15 @@ class Progress:
         kind = block.get("type")
         if kind == "tool_use":
             return self._called(index, block)
-        if kind == "thinking":
-            self._sign(index, block.get("signature"))
-            return _text("reasoning_content", block.get("thinking"))
-        return _text("content", block.get("text")) if kind == "text" else {}
+        if kind in (THINKING, REDACTED):
+            return self._thinks(index, block)
+        return self._text(block.get("text")) if kind == "text" else {}
+
+    def _thinks(self, index: int, block: JsonObject) -> JsonObject:
+        redacted = block["type"] == REDACTED
+        self._thoughts[index] = _Thinking((self._characters, len(self._tools)), redacted)
+        self._sign(index, block.get("data" if redacted else "signature"))
+        return {} if redacted else self._thought(index, block.get("thinking"))
 
     def _called(self, index: int, block: JsonObject) -> JsonObject:
         number = self._tools[index] = len(self._tools)
@@ -170,8 +200,19 @@ class Progress:
         if kind == "signature_delta":
             self._sign(index, delta.get("signature"))
         if kind == "thinking_delta":
-            return _text("reasoning_content", delta.get("thinking"))
-        return _text("content", delta.get("text")) if kind == "text_delta" else {}
+            return self._thought(index, delta.get("thinking"))
+        return self._text(delta.get("text")) if kind == "text_delta" else {}
+
+    def _text(self, text: Any) -> JsonObject:
+        delta = _text("content", text)
+        self._characters += len(text)
+        return delta
+
+    def _thought(self, index: int, text: Any) -> JsonObject:
+        delta = _text(TEXT, text)
+        if (thought := self._thoughts.get(index)) is not None:
+            thought.length += len(text)
+        return delta
 
     def _arguments(self, index: int, text: Any) -> JsonObject:
         if not isinstance(text, str):
@@ -182,8 +223,9 @@ class Progress:
         self._open.discard(number)
         return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
 
-    def _sign(self, index: int, signature: Any) -> None:
-        self._signatures[index] = self._signatures.get(index, "") + (signature if isinstance(signature, str) else "")
+    def _sign(self, index: int, proof: Any) -> None:
+        if isinstance(proof, str) and (thought := self._thoughts.get(index)) is not None:
+            thought.proof += proof
 
     def told(self, message: JsonObject) -> None:
         """Notes what a message says of its end and its usage; later counts take the place of earlier ones."""
@@ -233,15 +275,13 @@ def _text(name: str, text: Any) -> JsonObject:
 
 
 def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> UpstreamError:
-    """Our error for an HTTP refusal. An account without credit is a 400 there, and no fault of the caller's."""
+    """Our error for an HTTP refusal."""
     try:
         told = json_object(body).get("error")
     except UpstreamProtocolError:
         told = None
-    message = words(told.get("message"), secrets) if is_object(told) else ""
-    if "credit balance" in message:
-        return UpstreamCredentials()
-    return refusal(status, message, retry_after_s=retry_after_s(headers))
+    message = told.get("message") if is_object(told) else None
+    return refusal(status, message, secrets=secrets, retry_after_s=retry_after_s(headers))
 
 
 # What an error in a stream calls itself, for there is no HTTP status to go by.
@@ -256,7 +296,7 @@ def to_event_error(told: Any, secrets: Iterable[str] = ()) -> UpstreamError:
     """Our error for one that came inside an answer whose status was 200."""
     if not is_object(told):
         return UpstreamError()
-    return refusal(_STATUS_BY_TYPE.get(str(told.get("type")), 500), words(told.get("message"), secrets))
+    return refusal(_STATUS_BY_TYPE.get(str(told.get("type")), 500), told.get("message"), secrets=secrets)
 
 
 # --- 4. the exchange -------------------------------------------------------------------------------------------------
@@ -278,7 +318,7 @@ class AnthropicProvider:
     async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks, in order."""
         if call.endpoint != CHAT:
-            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+            raise UpstreamUnsupported(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
         body = to_wire(call)
         async with opened(self._client, call, MESSAGES, body=body, to_error=to_error, headers_of=headers_of) as answer:
             if not call.stream or is_json(answer):
@@ -295,8 +335,8 @@ class AnthropicProvider:
             await drain(rest)
 
     async def embed(self, call: Call) -> Embedded:
-        """Nothing: this API makes no embeddings. Raises UpstreamRefused."""
-        raise UpstreamRefused(f"Backends of kind {self.kind!r} make no embeddings.")
+        """Nothing: this API makes no embeddings. Raises UpstreamUnsupported."""
+        raise UpstreamUnsupported(f"Backends of kind {self.kind!r} make no embeddings.")
 
 
 def _event(raw: bytes, call: Call) -> JsonObject:

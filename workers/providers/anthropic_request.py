@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from common.contracts import JsonObject
-from common.errors import UpstreamRefused
+from common.errors import UpstreamUnsupported
+from common.thoughts import Thought, in_order, thoughts_of
 from workers.providers.base import Call
 from workers.providers.shapes import (
     SYSTEM_ROLES,
@@ -55,7 +56,8 @@ def to_wire(call: Call) -> JsonObject:
         wire["metadata"] = {"user_id": user}
     if schema := schema_of(body):
         wire["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
-    _think(wire, body, call, may=_may_think(wire, messages))
+    wire.update(_thinking(wire, body, call, may=_may_think(wire, messages)))
+    _exert(wire, body, call)
     thinks = wire.get("thinking", {}).get("type", "disabled") != "disabled"
     return {**wire, **cache_mark(body), **({} if thinks else _sampling(body))}
 
@@ -69,39 +71,59 @@ def _sampling(body: JsonObject) -> JsonObject:
     return {**sampling, "top_p": body["top_p"]} if "top_p" in body else sampling
 
 
-def _think(wire: JsonObject, body: JsonObject, call: Call, *, may: bool) -> None:
-    """Adds how much is to be thought first. `options.thinking`: adaptive (the default), budget (older models), off."""
-    own, effort = body.get("thinking"), str(body.get("reasoning_effort") or "none")
-    mode = call.backend.options.get("thinking", "adaptive")
-    if not may or mode == "off":
-        return
+def _thinking(wire: JsonObject, body: JsonObject, call: Call, *, may: bool) -> JsonObject:
+    """How much is to be thought first. `options.thinking`: adaptive (the default), budget (older models), off.
+
+    `may`: thinking by a budget is not refused here.
+    """
+    own, mode = body.get("thinking"), _mode(call)
+    if mode == "off":
+        return {}
     limited = limit_of(body) is not None
     if is_object(own):
-        _think_so(wire, own, limited=limited)
-    elif effort in _BUDGETS and mode == "adaptive":
-        wire["thinking"] = {"type": "adaptive", "display": "summarized"}
-    elif effort in _BUDGETS:
-        _grant(wire, _BUDGETS[effort], limited=limited)
+        return _own_thinking(wire, own, limited=limited) if may or own.get("type") != "enabled" else {}
+    # An effort in Anthropic's own words is not about thinking alone, and turns none on.
+    if not may or body.get("reasoning_effort") not in _BUDGETS or _own_effort(body):
+        return {}
+    if mode == "adaptive":
+        return {"thinking": {"type": "adaptive", "display": "summarized"}}
+    return _granted(wire, _BUDGETS[body["reasoning_effort"]], limited=limited)
+
+
+def _mode(call: Call) -> str:
+    return call.backend.options.get("thinking", "adaptive")
+
+
+def _own_effort(body: JsonObject) -> str | None:
+    config = body.get("output_config")
+    effort = config.get("effort") if is_object(config) else None
+    return effort if isinstance(effort, str) and effort else None
+
+
+def _exert(wire: JsonObject, body: JsonObject, call: Call) -> None:
+    """Adds the effort, for models that know it; the caller's own word for it goes before what it was taken for."""
+    effort = _own_effort(body)
     # A budget says it already, and is what the effort was made of where an Anthropic client asks.
-    if effort in _EFFORTS and mode == "adaptive" and wire.get("thinking", {}).get("type") != "enabled":
-        wire["output_config"] = {**wire.get("output_config", {}), "effort": _EFFORTS[effort]}
+    if effort is None and wire.get("thinking", {}).get("type", "enabled") != "enabled":
+        effort = _EFFORTS.get(str(body.get("reasoning_effort")))
+    if effort is not None and _mode(call) == "adaptive":
+        wire["output_config"] = {**wire.get("output_config", {}), "effort": effort}
 
 
-def _think_so(wire: JsonObject, own: JsonObject, *, limited: bool) -> None:
+def _own_thinking(wire: JsonObject, own: JsonObject, *, limited: bool) -> JsonObject:
     """What the caller says in Anthropic's words; its budget is on top of a limit that is ours."""
-    wire["thinking"] = own
     budget = own.get("budget_tokens")
-    if not limited and type(budget) is int and budget > 0:
-        wire["max_tokens"] += budget
+    if limited or type(budget) is not int or budget <= 0:
+        return {"thinking": own}
+    return {"thinking": own, "max_tokens": wire["max_tokens"] + budget}
 
 
-def _grant(wire: JsonObject, budget: int, *, limited: bool) -> None:
+def _granted(wire: JsonObject, budget: int, *, limited: bool) -> JsonObject:
     """A budget inside the caller's limit, or on top of ours; none where too little would be left of it."""
-    if not limited:
-        wire["max_tokens"] += budget
-    budget = min(budget, wire["max_tokens"] - 1)
-    if budget >= LEAST_BUDGET:
-        wire["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    most: int = wire["max_tokens"] + (0 if limited else budget)
+    budget = min(budget, most - 1)
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": budget}} if budget >= LEAST_BUDGET else {}
+    return {**thinking, "max_tokens": most}
 
 
 def _may_think(wire: JsonObject, messages: list[Message]) -> bool:
@@ -109,7 +131,7 @@ def _may_think(wire: JsonObject, messages: list[Message]) -> bool:
     if wire.get("tool_choice", {}).get("type") in ("any", "tool"):
         return False
     last = next((message for message in reversed(messages) if message.role not in ("tool", "system")), None)
-    return last is None or not last.calls or bool(_thoughts(last))
+    return last is None or not last.calls or any(thought.is_first for thought in _thoughts(last))
 
 
 def _system(messages: list[Message], body: JsonObject) -> JsonObject:
@@ -136,22 +158,50 @@ def _said(message: Message) -> list[JsonObject]:
         failed = {"is_error": True} if message.failed else {}
         result = {"type": "tool_result", "tool_use_id": str(message.whole.get("tool_call_id") or ""), "content": blocks}
         return [{**result, **failed, **cache_mark(message.whole)}]
-    return [*_thoughts(message), *blocks, *map(_called, message.calls)]
+    thoughts = _thoughts(message)
+    return _in_order(thoughts, message) if thoughts else [*blocks, *map(_called, message.calls)]
+
+
+def _in_order(thoughts: list[Thought], message: Message) -> list[JsonObject]:
+    """The turn's blocks as they were said: Anthropic takes no thoughts back that stand elsewhere than they did."""
+    texts = [part for part in message.parts if part["type"] == "text"]
+    media = [part for part in message.parts if part["type"] != "text"]
+    blocks = [block for part in media for block in _blocks(part, message.place)]
+    for piece in in_order(thoughts, sum(len(part["text"]) for part in texts), len(message.calls)):
+        if isinstance(piece, Thought):
+            blocks.append(piece.block())
+        elif isinstance(piece, slice):
+            blocks += [block for part in _cut(texts, piece) for block in _blocks(part, message.place)]
+        else:
+            blocks.append(_called(message.calls[piece]))
+    return blocks
+
+
+def _cut(texts: list[JsonObject], stretch: slice) -> Iterator[JsonObject]:
+    """The parts that hold this stretch of the text; a mark for caching stays where its part ends."""
+    begins = 0
+    for part in texts:
+        text: str = part["text"]
+        start, end = max(stretch.start - begins, 0), min(stretch.stop - begins, len(text))
+        begins += len(text)
+        if start < end:
+            yield (
+                part
+                if (start, end) == (0, len(text))
+                else {"type": "text", "text": text[start:end]} | (cache_mark(part) if end == len(text) else {})
+            )
 
 
 def _called(call: CalledTool) -> JsonObject:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments, **cache_mark(call.whole)}
 
 
-def _thoughts(message: Message) -> list[JsonObject]:
-    """The thoughts of a turn, where its caller kept the signature without which they are not taken back.
+def _thoughts(message: Message) -> list[Thought]:
+    """The thoughts of a turn, where its caller kept what proves them: without they are not taken back.
 
     They are no text where the answer told none of them (`display: omitted`): then all of it is in the signature.
     """
-    thought, signature = message.whole.get("reasoning_content"), message.whole.get("reasoning_signature")
-    if not isinstance(thought, str) or not isinstance(signature, str) or not signature:
-        return []
-    return [{"type": "thinking", "thinking": thought, "signature": signature}]
+    return [thought for thought in thoughts_of(message.whole) if thought.proof]
 
 
 def _blocks(part: JsonObject, place: str) -> Iterator[JsonObject]:
@@ -163,7 +213,7 @@ def _blocks(part: JsonObject, place: str) -> Iterator[JsonObject]:
         return
     media = media_of(part, f"{place}.content")
     if media.media_type.startswith("audio/"):
-        raise UpstreamRefused("Anthropic's API takes no audio.", param=f"{place}.content")
+        raise UpstreamUnsupported("Anthropic's API takes no audio.", param=f"{place}.content")
     kind = "image" if part["type"] == "image_url" else "document"
     source = {"type": "base64", "media_type": media.media_type, "data": media.data}
     yield {"type": kind, "source": {"type": "url", "url": media.url} if media.url else source, **_title(part), **mark}

@@ -10,7 +10,7 @@ import httpx
 import orjson
 
 from common.contracts import Chunk, JsonObject, Usage
-from common.errors import UpstreamError, UpstreamProtocolError, UpstreamRefused, UpstreamTimeout
+from common.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnsupported
 from workers.providers.base import Call, Embedded
 from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
 from workers.providers.marks import failed_text
@@ -22,11 +22,11 @@ from workers.providers.shapes import (
     choice_of,
     common_refusals,
     delta_choice,
+    few_stops_of,
     limit_of,
     messages_of,
     refuse,
     schema_of,
-    stops_of,
     text_of,
     tool_delta,
     tools_of,
@@ -72,7 +72,7 @@ def to_wire(call: Call) -> JsonObject:
         **_tools(body),
         **{key: call.backend.options[key] for key in _BACKENDS if key in call.backend.options},
     }
-    told = {"max_tokens": limit_of(body), "stop_sequences": stops_of(body) or None}
+    told = {"max_tokens": limit_of(body), "stop_sequences": few_stops_of("Cohere's API", body) or None}
     told |= {"response_format": _format(body), "thinking": _thinking(body)}
     return {**wire, **{key: value for key, value in told.items() if value is not None}}
 
@@ -121,7 +121,7 @@ def _part(part: JsonObject, place: str) -> JsonObject:
         return {"type": "text", "text": part["text"]}
     image = part.get("image_url")
     if part["type"] != "image_url" or not is_object(image):
-        raise UpstreamRefused("Cohere's API takes text and images only.", param=f"{place}.content")
+        raise UpstreamUnsupported("Cohere's API takes text and images only.", param=f"{place}.content")
     return {"type": "image_url", "image_url": image}
 
 
@@ -313,7 +313,7 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: I
         told = json_object(body).get("message")
     except UpstreamProtocolError:
         told = None
-    return refusal(status, words(told, secrets), retry_after_s=retry_after_s(headers))
+    return refusal(status, told, secrets=secrets, retry_after_s=retry_after_s(headers))
 
 
 # --- 4. the exchange -------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class CohereProvider:
     async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks, in order."""
         if call.endpoint != CHAT:
-            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+            raise UpstreamUnsupported(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
         async with opened(self._client, call, NATIVE_CHAT, body=to_wire(call), to_error=to_error) as answer:
             if not call.stream or is_json(answer):
                 yield from_body(_event(await read_all(answer), call))
@@ -359,5 +359,5 @@ def _event(raw: bytes, call: Call) -> JsonObject:
     event = json_object(raw)
     # An error is a message that is a text; an answer's is an object.
     if isinstance(event.get("message"), str):
-        raise refusal(500, words(event["message"], secrets_of(call)))
+        raise refusal(500, event["message"], secrets=secrets_of(call))
     return event

@@ -30,6 +30,7 @@ from common.errors import (
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UpstreamUnsupported,
 )
 from workers.providers.base import Call, Embedded
 from workers.providers.vectors import inputs_of, pack
@@ -46,12 +47,13 @@ _TOKENS_A_TURN: Final = 64
 
 
 class ToolCall(BaseModel):
-    """A tool call that the script wants in the answer."""
+    """A tool call that the script wants in the answer: of a function, or with `input` of a custom tool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
+    input: str | None = None
 
 
 class Script(BaseModel):
@@ -138,7 +140,7 @@ def to_deltas(script: Script, body: JsonObject) -> tuple[list[JsonObject], str]:
     """The deltas of an answer, one a token, and its finish reason."""
     if script.then is not None and _has_results(body):
         script = script.model_copy(update={"text": script.then, "tool_calls": ()})
-    elif calls := script.tool_calls or _forced_call(body):
+    elif calls := script.tool_calls or _forced_call(body, script.text or ""):
         return list(_call_deltas(calls)), script.finish_reason or "tool_calls"
     reasoning: list[JsonObject] = [{"reasoning_content": word} for word in _WORD.findall(script.reasoning or "")]
     deltas = reasoning + [{"content": word} for word in _content(script)]
@@ -168,25 +170,28 @@ def _content(script: Script) -> list[str]:
     return words if script.tokens is None else list(islice(cycle(words), script.tokens))
 
 
-def _forced_call(body: JsonObject) -> tuple[ToolCall, ...]:
+def _forced_call(body: JsonObject, text: str) -> tuple[ToolCall, ...]:
+    """The call that the request leaves no choice about; a custom tool is given what the answer would have said."""
     tools, choice = body.get("tools"), body.get("tool_choice")
     if not is_list(tools) or choice in (None, "none", "auto"):
         return ()
     for asked in (choice, *tools):
-        function = asked.get("function") if is_object(asked) else None
-        if is_object(function) and isinstance(function.get("name"), str):
-            return (ToolCall(name=function["name"]),)
+        for kind, given in (("function", None), ("custom", text)):
+            tool = asked.get(kind) if is_object(asked) else None
+            if is_object(tool) and isinstance(tool.get("name"), str):
+                return (ToolCall(name=tool["name"], input=given),)
     return ()
 
 
 def _call_deltas(calls: tuple[ToolCall, ...]) -> Iterator[JsonObject]:
     for index, call in enumerate(calls):
-        function = {"name": call.name, "arguments": ""}
-        yield {"tool_calls": [{"index": index, "id": f"call_echo_{index}", "type": "function", "function": function}]}
-        text = orjson.dumps(call.arguments).decode()
+        kind, name = ("function", "arguments") if call.input is None else ("custom", "input")
+        first = {"name": call.name, name: ""}
+        yield {"tool_calls": [{"index": index, "id": f"call_echo_{index}", "type": kind, kind: first}]}
+        text = orjson.dumps(call.arguments).decode() if call.input is None else call.input
         for start in range(0, len(text), _ARGUMENT_PIECE_CHARACTERS):
             piece = text[start : start + _ARGUMENT_PIECE_CHARACTERS]
-            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+            yield {"tool_calls": [{"index": index, kind: {name: piece}}]}
 
 
 def to_logprobs(token: str, body: JsonObject) -> JsonObject | None:
@@ -206,8 +211,9 @@ def to_whole(deltas: list[JsonObject]) -> JsonObject:
             whole[key] = "".join(delta.get(key, "") for delta in deltas)
     calls: dict[int, JsonObject] = {}
     for piece in (piece for delta in deltas for piece in delta.get("tool_calls", ())):
-        call = calls.setdefault(piece["index"], {**piece, "function": {**piece["function"], "arguments": ""}})
-        call["function"]["arguments"] += piece["function"]["arguments"]
+        kind, name = ("custom", "input") if "custom" in piece else ("function", "arguments")
+        call = calls.setdefault(piece["index"], {**piece, kind: {**piece[kind], name: ""}})
+        call[kind][name] += piece[kind][name]
     if calls:
         whole["tool_calls"] = list(calls.values())
     return whole
@@ -263,7 +269,7 @@ class EchoProvider:
     async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The scripted answer's chunks, in order."""
         if call.endpoint != CHAT:
-            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+            raise UpstreamUnsupported(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
         script = to_script(call)
         deltas, reason = to_deltas(script, call.body)
         choices = range(_count(call.body, "n") or 1)

@@ -19,7 +19,7 @@ from common.errors import (
     UpstreamCredentials,
     UpstreamError,
     UpstreamProtocolError,
-    UpstreamRefused,
+    UpstreamUnsupported,
 )
 from workers.providers.base import Call, Embedded
 from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
@@ -75,9 +75,9 @@ class Progress:
         if not is_list(candidates) or not candidates:
             if is_object(feedback) and feedback.get("blockReason"):
                 raise ContentFiltered
-            if "usageMetadata" not in event:
-                raise UpstreamProtocolError("The model's server sent an event without candidates.")
-            return None
+            if candidates is not None and not is_list(candidates):
+                raise UpstreamProtocolError("The model's server sent candidates that are no list.")
+            return None  # usage alone, or the answer's names before it begins
         choices = [choice for candidate in candidates for choice in self._choice(candidate)]
         return Chunk(choices, counted=self._counts.so_far()) if choices else None
 
@@ -189,7 +189,6 @@ def from_embeddings(event: JsonObject) -> Embedded:
 
 # --- 3. their refusals to our errors ---------------------------------------------------------------------------------
 
-_TOO_LONG: Final = re.compile(r"token count .{0,40}exceeds the maximum", re.IGNORECASE)
 _DELAY: Final = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -203,16 +202,15 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: I
 
 
 def _error(status: int, told: JsonObject, secrets: Iterable[str], wait_s: float | None) -> UpstreamError:
-    message = words(told.get("message"), secrets)
+    message = told.get("message")
     details: Any = told.get("details")
     details = [detail for detail in details if is_object(detail)] if is_list(details) else []
     if any(detail.get("reason") == "API_KEY_INVALID" for detail in details):
         return UpstreamCredentials()  # a 400 there, and no fault of the caller's
     wait_s = wait_s or next((seconds for detail in details if (seconds := _delay_s(detail.get("retryDelay")))), None)
     if status == 503:  # the model is overloaded: nothing is broken
-        return UpstreamBusy(message or None, retry_after_s=wait_s)
-    code = "context_length_exceeded" if _TOO_LONG.search(message) else ""
-    return refusal(status, message, code=code, retry_after_s=wait_s)
+        return UpstreamBusy(words(message, secrets) or None, retry_after_s=wait_s)
+    return refusal(status, message, secrets=secrets, retry_after_s=wait_s)
 
 
 def _delay_s(value: Any) -> float | None:
@@ -239,7 +237,7 @@ class GeminiProvider:
     async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks, in order."""
         if call.endpoint != CHAT:
-            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+            raise UpstreamUnsupported(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
         body, path = to_wire(call), path_of(call.model, "generateContent")
         if call.stream:
             path = path_of(call.model, "streamGenerateContent?alt=sse")

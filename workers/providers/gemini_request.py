@@ -19,13 +19,13 @@ from workers.providers.shapes import (
     body_of,
     choice_of,
     common_refusals,
+    few_stops_of,
     limit_of,
     media_of,
     merged,
     messages_of,
     refuse,
     schema_of,
-    stops_of,
     text_of,
     tools_of,
 )
@@ -78,7 +78,7 @@ def _generation(model: str, unknown: float) -> float:
 
 def _config(body: JsonObject, model: str) -> JsonObject:
     told = {theirs: body.get(ours) for ours, theirs in _RENAMED.items()}
-    told |= {"maxOutputTokens": limit_of(body), "stopSequences": stops_of(body) or None}
+    told |= {"maxOutputTokens": limit_of(body), "stopSequences": few_stops_of("Gemini's API", body) or None}
     schema = schema_of(body)
     if schema is not None:
         told |= {"responseMimeType": "application/json", "responseJsonSchema": schema or None}

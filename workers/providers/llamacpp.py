@@ -10,6 +10,7 @@ from common.contracts import Chunk, JsonObject
 from common.errors import ContextTooLong, UpstreamBusy, UpstreamError, UpstreamRefused
 from workers.providers import openai
 from workers.providers.counts import Counts, count, told_in
+from workers.providers.openai_request import to_open_embedding_wire, to_open_wire
 from workers.providers.wire import is_object
 
 # --- 2. their events to ours -----------------------------------------------------------------------------------------
@@ -68,8 +69,8 @@ class LlamaCppProvider(openai.OpenAIProvider):
     """A llama.cpp server."""
 
     kind: ClassVar[str] = "llamacpp"
-    to_wire = staticmethod(openai.to_open_wire)
-    to_embedding_wire = staticmethod(openai.to_open_embedding_wire)
+    to_wire = staticmethod(to_open_wire)
+    to_embedding_wire = staticmethod(to_open_embedding_wire)
     from_wire = staticmethod(from_wire)
     from_body = staticmethod(from_body)
     to_error = staticmethod(to_error)

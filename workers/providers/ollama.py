@@ -10,7 +10,7 @@ import httpx
 import orjson
 
 from common.contracts import Chunk, JsonObject, Usage
-from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused
+from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused, UpstreamUnsupported
 from workers.providers.base import Call, Embedded
 from workers.providers.counts import Counts, count, told_in
 from workers.providers.marks import cleaned, failed_text, unmarked
@@ -22,6 +22,7 @@ from workers.providers.wire import JsonLineDecoder, is_list, is_object, json_obj
 CHAT: Final = "/v1/chat/completions"
 NATIVE_CHAT: Final = "/api/chat"
 NATIVE_EMBED: Final = "/api/embed"
+TOO_LONG: Final = "exceeds the context length"
 
 # --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
 
@@ -42,6 +43,9 @@ def to_wire(call: Call) -> JsonObject:
         "model": call.model,
         "messages": _messages(body.get("messages")),
         "stream": call.stream,
+        # Left to itself it cuts a long conversation in silence, and forgets its beginning while it answers.
+        "truncate": False,
+        "shift": False,
         "options": {**{k: v for k, v in ours.items() if k not in _BACKEND_TOP_LEVEL}, **_options(body)},
         **{key: ours[key] for key in _BACKEND_TOP_LEVEL if key in ours},
     }
@@ -53,11 +57,11 @@ def to_wire(call: Call) -> JsonObject:
 
 
 def to_embedding_wire(call: Call) -> JsonObject:
-    """The body for `/api/embed`. Raises UpstreamRefused for tokens, which that API does not take."""
+    """The body for `/api/embed`. Raises UpstreamUnsupported for tokens, which that API does not take."""
     body, ours = call.body, call.backend.options
     inputs = inputs_of(body)
     if not all(isinstance(one, str) for one in inputs):
-        raise UpstreamRefused("Ollama embeds texts only, not tokens.", param="input")
+        raise UpstreamUnsupported("Ollama embeds texts only, not tokens.", param="input")
     wire: JsonObject = {
         "model": call.model,
         "input": inputs,
@@ -101,11 +105,15 @@ def _format(wanted: Any) -> Any:
     return {"json_object": "json", "json_schema": schema}.get(str(wanted.get("type")))
 
 
+# It takes low, medium and high, newer ones max; others are 400 there.
+_THINK: Final = {"none": False, "minimal": "low", "xhigh": "high"}
+
+
 def _think(body: JsonObject) -> Any:
     effort = body.get("reasoning_effort")
     if effort is None:
         return body.get("think")
-    return False if effort == "none" else "low" if effort == "minimal" else effort
+    return _THINK.get(effort, effort)
 
 
 def _messages(messages: Any) -> list[JsonObject]:
@@ -146,7 +154,7 @@ def _content(content: Any, place: str) -> tuple[str, list[str]]:
         elif kind == "image_url":
             images.append(_image(part, f"{place}.content[{number}]"))
         else:
-            raise UpstreamRefused("Ollama takes text and images only.", param=f"{place}.content[{number}].type")
+            raise UpstreamUnsupported("Ollama takes text and images only.", param=f"{place}.content[{number}].type")
     return "".join(texts), images
 
 
@@ -155,7 +163,7 @@ def _image(part: JsonObject, place: str) -> str:
     url = image.get("url") if is_object(image) else image
     head, found, data = str(url).partition(";base64,")
     if not found or not head.startswith("data:image/"):
-        raise UpstreamRefused(
+        raise UpstreamUnsupported(
             "Ollama takes images only as data URLs ('data:image/png;base64,…').", param=f"{place}.image_url"
         )
     return data
@@ -255,10 +263,14 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: I
         told = json_object(body).get("error")
     except UpstreamProtocolError:
         told = None
-    message = words(told, secrets)
     if status == 503:  # its own queue is full
-        return UpstreamBusy(message or None, retry_after_s=retry_after_s(headers))
-    return refusal(status, message, retry_after_s=retry_after_s(headers))
+        return UpstreamBusy(words(told, secrets) or None, retry_after_s=retry_after_s(headers))
+    return refusal(_meant(status, told), told, secrets=secrets, retry_after_s=retry_after_s(headers))
+
+
+def _meant(status: int, told: Any) -> int:
+    """The status that a refusal deserves: of a length, its engine tells as of a fault of the server's own."""
+    return 400 if TOO_LONG in str(told) else status
 
 
 # --- 4. the exchange -------------------------------------------------------------------------------------------------
@@ -275,7 +287,7 @@ class OllamaProvider:
     async def stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks, in order."""
         if call.endpoint != CHAT:
-            raise UpstreamRefused(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
+            raise UpstreamUnsupported(f"Backends of kind {self.kind!r} do not serve {call.endpoint}.")
         async with opened(self._client, call, NATIVE_CHAT, body=to_wire(call), to_error=to_error) as answer:
             progress = Progress()
             if not call.stream:
@@ -346,5 +358,5 @@ class Progress:
 def _event(line: bytes, call: Call) -> JsonObject:
     event = json_object(line)
     if event.get("error"):
-        raise refusal(500, words(event["error"], secrets_of(call)))
+        raise refusal(_meant(500, event["error"]), event["error"], secrets=secrets_of(call))
     return event

@@ -22,6 +22,8 @@ _RULES: Final = (
     (re.compile(r"\b(?:bearer|basic)\s+[A-Za-z0-9._~+/=*-]+", re.IGNORECASE), "[key]"),
     (re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|nvapi|AIza)[-_]?[A-Za-z0-9_*-]{8,}"), "[key]"),
     (re.compile(r"\b[A-Za-z0-9_-]{32,}\b"), "[key]"),
+    # Rate limits are told with the account that has them.
+    (re.compile(r"\b(?:org|proj)[-_][A-Za-z0-9]{8,}"), "[account]"),
     # A long quotation is more likely the caller's text than the server's.
     (re.compile(r"(['\"`])(?:(?!\1).){41,}\1", re.DOTALL), "[text]"),
     (re.compile(r"\s+|[\x00-\x1f\x7f-\x9f\u2028\u2029]+"), " "),

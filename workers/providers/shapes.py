@@ -9,12 +9,14 @@ from typing import Any, Final, Literal
 import orjson
 
 from common.contracts import JsonObject
-from common.errors import UpstreamRefused
+from common.errors import UpstreamRefused, UpstreamUnsupported
 from workers.providers.base import Call
 from workers.providers.wire import is_list, is_object
 
 CHAT: Final = "/v1/chat/completions"
 SYSTEM_ROLES: Final = ("system", "developer")
+# What Gemini and Cohere document.
+FEW_STOPS: Final = 5
 _ROLES: Final = {"developer": "system", "function": "tool"}
 
 
@@ -94,10 +96,10 @@ def _in_role(message: Any, roles: JsonObject) -> Any:
 
 
 def refuse(what: str, asked: Mapping[str, bool]) -> None:
-    """Raises UpstreamRefused for the first field that was asked for and can't be had."""
+    """Raises UpstreamUnsupported for the first field that was asked for and can't be had."""
     for param, wanted in asked.items():
         if wanted:
-            raise UpstreamRefused(f"{what} does not support this value of {param!r}.", param=param)
+            raise UpstreamUnsupported(f"{what} does not support this value of {param!r}.", param=param)
 
 
 def common_refusals(body: JsonObject) -> dict[str, bool]:
@@ -127,6 +129,14 @@ def stops_of(body: JsonObject) -> list[str]:
     stop = body.get("stop")
     given = [stop] if isinstance(stop, str) else stop if is_list(stop) else []
     return [text for text in given if isinstance(text, str) and text]
+
+
+def few_stops_of(what: str, body: JsonObject) -> list[str]:
+    """The same for APIs that take a few. Raises UpstreamUnsupported for more: without one an answer is too long."""
+    stops = stops_of(body)
+    if len(stops) > FEW_STOPS:
+        raise UpstreamUnsupported(f"{what} takes at most {FEW_STOPS} stop sequences.", param="stop")
+    return stops
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
@@ -181,7 +191,7 @@ def _part(part: Any, place: str) -> JsonObject:
 
 
 def media_of(part: JsonObject, place: str) -> Media:
-    """What an image, audio or file part holds. Raises UpstreamRefused for parts that are none of these."""
+    """What an image, audio or file part holds. Raises UpstreamUnsupported for parts that are none of these."""
     kind = part["type"]
     inner = part.get(kind)
     inner = inner if is_object(inner) else {"url": inner}
@@ -192,7 +202,7 @@ def media_of(part: JsonObject, place: str) -> Media:
         return Media(f"audio/{inner.get('format') or 'wav'}", data)
     if kind == "file" and isinstance(inner.get("file_data"), str):
         return _located(inner["file_data"], f"{place}.file")
-    raise UpstreamRefused(f"Parts of type {kind[:32]!r} are not supported here.", param=f"{place}.type")
+    raise UpstreamUnsupported(f"Parts of type {kind[:32]!r} are not supported here.", param=f"{place}.type")
 
 
 def _located(url: Any, place: str) -> Media:
@@ -201,7 +211,7 @@ def _located(url: Any, place: str) -> Media:
         return Media(head[5:].partition(";")[0], data)
     if str(url).startswith("https://"):
         return Media("", url=str(url))
-    raise UpstreamRefused("A data URL ('data:image/png;base64,…') or an https address is expected.", param=place)
+    raise UpstreamUnsupported("A data URL ('data:image/png;base64,…') or an https address is expected.", param=place)
 
 
 def _calls(calls: Any, place: str) -> list[CalledTool]:
@@ -213,7 +223,7 @@ def _calls(calls: Any, place: str) -> list[CalledTool]:
 
 
 def _call(call: Any, place: str) -> CalledTool:
-    function = call.get("function") if is_object(call) else None
+    function = _function_of(call, place)
     if not is_object(call) or not is_object(function) or not isinstance(function.get("name"), str):
         raise UpstreamRefused("A tool call with a function is expected.", param=place)
     try:
@@ -242,12 +252,21 @@ def tools_of(body: JsonObject) -> list[JsonObject]:
 
 
 def _function(tool: Any, place: str) -> JsonObject:
-    function = tool.get("function") if is_object(tool) else None
+    function = _function_of(tool, place)
     if not is_object(function) or not isinstance(function.get("name"), str):
         raise UpstreamRefused("A tool with a named function is expected.", param=place)
     parameters = function.get("parameters")
     shape: JsonObject = {"parameters": parameters if is_object(parameters) else {"type": "object", "properties": {}}}
     return {**function, **shape, **cache_mark(tool)}
+
+
+def _function_of(tool: Any, place: str) -> Any:
+    """The function of a tool or of a call. Raises UpstreamUnsupported for OpenAI's other sort, which takes any text."""
+    if not is_object(tool):
+        return None
+    if tool.get("type") == "custom":
+        raise UpstreamUnsupported("Tools of type 'custom' are not supported here.", param=place)
+    return tool.get("function")
 
 
 def _allowed(choice: Any) -> set[str] | None:
@@ -261,7 +280,7 @@ def _allowed(choice: Any) -> set[str] | None:
 
 
 def choice_of(body: JsonObject) -> ToolChoice:
-    """What `tool_choice` says. Raises UpstreamRefused."""
+    """What `tool_choice` says. Raises UpstreamUnsupported."""
     choice = body.get("tool_choice")
     if choice in ("auto", "required", "none"):
         return ToolChoice(choice)
@@ -272,7 +291,7 @@ def choice_of(body: JsonObject) -> ToolChoice:
         return ToolChoice("required" if allowed.get("mode") == "required" else "auto")
     if is_object(function) and isinstance(function.get("name"), str):
         return ToolChoice("required", function["name"])
-    raise UpstreamRefused("This value is not supported.", param="tool_choice")
+    raise UpstreamUnsupported("This value is not supported.", param="tool_choice")
 
 
 def schema_of(body: JsonObject) -> JsonObject | None:

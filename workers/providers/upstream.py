@@ -21,13 +21,15 @@ from common.errors import (
     UpstreamBusy,
     UpstreamCredentials,
     UpstreamError,
+    UpstreamModelMissing,
     UpstreamProtocolError,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from workers.providers.base import Call
-from workers.providers.scrub import prompt_texts, safe
+from workers.providers.phrases import filtered, no_money, too_long
+from workers.providers.scrub import MAX_RAW_CHARACTERS, prompt_texts, safe
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -181,12 +183,8 @@ def translated() -> Generator[None]:
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
-_TOO_LONG: Final = re.compile(
-    r"context[ _](?:length|size|window)|maximum context|exceed\w* (?:the )?(?:available )?context"
-    r"|max_model_len|prompt (?:is )?too long|input (?:is )?too long|too many (?:input )?tokens",
-    re.IGNORECASE,
-)
-_NO_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "insufficient_funds"})
+_NO_MODEL: Final = frozenset({"model_not_found", "DeploymentNotFound"})
+_OF_MODEL: Final = re.compile(r"\bmodels?\b", re.IGNORECASE)
 _TIMED_OUT: Final = frozenset({408, 504})
 _BUSY: Final = frozenset({429, 529})
 _CREDENTIALS: Final = frozenset({401, 402, 403})
@@ -194,32 +192,52 @@ _CREDENTIALS: Final = frozenset({401, 402, 403})
 
 def refusal(
     status: int,
-    message: str,
+    told: Any,
     *,
+    secrets: Iterable[str] = (),
     code: str = "",
     param: str | None = None,
     retry_after_s: float | None = None,
 ) -> UpstreamError:
-    """Our error for an upstream's status; its text and code count only where the status can't tell."""
-    if status in _CREDENTIALS or code in _NO_MONEY:
+    """Our error for an upstream's status; its text and code count only where the status can't tell.
+
+    `told` is its message as it came, which is what is judged: what was taken out may be what it was about. In the
+    error stands what is safe to pass on, without `secrets`.
+    """
+    heard, message = _heard(told), words(told, secrets) or None
+    if status == 403 and filtered(heard, code):
+        return ContentFiltered(param=param)
+    if status in _CREDENTIALS or no_money(message or "", code):
         return UpstreamCredentials()  # the upstream's words would tell whose account it is, and often part of the key
     if status in _BUSY or (status == 503 and retry_after_s is not None):
-        return UpstreamBusy(message or None, retry_after_s=retry_after_s)
+        return UpstreamBusy(message, retry_after_s=retry_after_s)
     if status in _TIMED_OUT:
-        return UpstreamTimeout(message or None)
+        return UpstreamTimeout(message)
     if status == 501 or 400 <= status < 500:
-        return _refused(message, code, param)
+        if _has_no_such_model(status, heard, code, param):
+            return UpstreamModelMissing(message, param=param)
+        return _refused(heard, message, code, param)
     if status >= 500:
-        return UpstreamError(message or None, retry_after_s=retry_after_s)
+        return UpstreamError(message, retry_after_s=retry_after_s)
     return UpstreamProtocolError(f"The model's server answered with the unexpected status {status}.")
 
 
-def _refused(message: str, code: str, param: str | None) -> UpstreamRefused:
-    if code in ("content_filter", "content_policy_violation"):
+def _heard(told: Any) -> str:
+    """What is judged of an upstream's message, and never passed on: it may repeat the prompt."""
+    return told[:MAX_RAW_CHARACTERS] if isinstance(told, str) else ""
+
+
+def _has_no_such_model(status: int, message: str, code: str, param: str | None) -> bool:
+    """Whether the server lacks the model: a 404 alone may as well be a wrong address, which would miss everywhere."""
+    return code in _NO_MODEL or (status == 404 and (param == "model" or _OF_MODEL.search(message) is not None))
+
+
+def _refused(heard: str, message: str | None, code: str, param: str | None) -> UpstreamRefused:
+    if filtered(heard, code):
         return ContentFiltered(param=param)  # its words would tell what was found in the prompt
-    if code in ("context_length_exceeded", "exceed_context_size_error") or _TOO_LONG.search(message):
-        return ContextTooLong(message or None, param=param)
-    return UpstreamRefused(message or None, param=param)
+    if too_long(heard, code):
+        return ContextTooLong(message, param=param)
+    return UpstreamRefused(message, param=param)
 
 
 def words(value: Any, secrets: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from common.contracts import JsonObject, Usage
-from common.errors import UpstreamProtocolError, UpstreamRefused, UpstreamTimeout
+from common.errors import UpstreamProtocolError, UpstreamRefused, UpstreamTimeout, UpstreamUnsupported
 from workers.providers.base import Embedded
 from workers.providers.wire import is_list, is_object
 
@@ -92,10 +92,10 @@ def inputs_of(body: JsonObject) -> list[Any]:
 
 
 def texts_of(body: JsonObject) -> list[str]:
-    """A request's inputs where they are all texts. Raises UpstreamRefused for tokens."""
+    """A request's inputs where they are all texts. Raises UpstreamUnsupported for tokens."""
     texts = [one for one in inputs_of(body) if isinstance(one, str)]
     if len(texts) != len(inputs_of(body)):
-        raise UpstreamRefused("This model's server embeds texts only, not tokens.", param="input")
+        raise UpstreamUnsupported("This model's server embeds texts only, not tokens.", param="input")
     return texts
 
 
@@ -104,7 +104,7 @@ async def in_parts(
 ) -> Embedded:
     """The embeddings of a request's texts, asked for with at most so many texts a call, one call after the other.
 
-    Raises UpstreamTimeout where all of them together take longer than `timeout_s`; UpstreamRefused for tokens; what
+    Raises UpstreamTimeout where all of them together take longer than `timeout_s`; UpstreamUnsupported for tokens; what
     `ask` and `checked` raise.
     """
     parts: list[Embedded] = []

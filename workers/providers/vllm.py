@@ -11,7 +11,8 @@ from common.contracts import Chunk, JsonObject
 from common.errors import UpstreamError
 from workers.providers import openai
 from workers.providers.base import Call
-from workers.providers.openai import OpenAIProvider, to_open_embedding_wire, to_open_wire
+from workers.providers.openai import OpenAIProvider
+from workers.providers.openai_request import to_open_embedding_wire, to_open_wire
 
 # --- 1. our shapes to theirs -----------------------------------------------------------------------------------------
 

@@ -18,6 +18,9 @@ CONFIG: Final = """
 backends:
   - {name: up, kind: openai, base_url: "${HEADRACE_TEST_UP}", health_path: ""}
   - {name: busy, kind: openai, base_url: "${HEADRACE_TEST_UP}", health_path: "", api_keys: [b-1-key, b-2-key]}
+  - {name: poor, kind: openai, base_url: "${HEADRACE_TEST_UP}", health_path: "", api_keys: [p-1-key, p-2-key]}
+  - {name: strict, kind: openai, base_url: "${HEADRACE_TEST_UP}", health_path: "", api_keys: [s-1-key, s-2-key]}
+  - {name: other, kind: ollama, base_url: "${HEADRACE_TEST_UP}", health_path: ""}
   - {name: flaky, kind: openai, base_url: "${HEADRACE_TEST_UP}", health_path: ""}
   - {name: away, kind: openai, base_url: "${HEADRACE_TEST_UP}", health_path: "", pool: away}
 models:
@@ -48,10 +51,23 @@ models:
     targets: [{backend: up, model: filtered}, {backend: up, model: fine-other}]
     fallback: {context_length_exceeded: medium, rate_limit: medium, unavailable: medium}
   limited: {targets: [{backend: busy, model: limited}], fallback: {rate_limit: medium}}
+  broke: {targets: [{backend: poor, model: broke}], fallback: {unavailable: medium}}
+  flagged: {targets: [{backend: strict, model: flagged}], fallback: {unavailable: medium}}
+  unable: {targets: [{backend: other, model: other}, {backend: up, model: fine-small}]}
   down: {targets: [{backend: flaky, model: down}], fallback: {unavailable: medium}}
   stuck: {targets: [{backend: flaky, model: down}], fallback: {unavailable: held}, aliases: [sticky]}
   held: {targets: [{backend: up, model: held}]}
 """
+
+
+REFUSALS: Final = {
+    "tight": (400, "context_length_exceeded", "This model's maximum context length is 10 tokens."),
+    "filtered": (400, "content_filter", "The prompt was filtered."),
+    "flagged": (403, "x", "Content violates usage guidelines."),
+    "limited": (429, "rate_limit_exceeded", "Slow down."),
+    "broke": (429, "insufficient_quota", "You exceeded your current quota."),
+    "down": (500, "server_error", "Broken."),
+}
 
 
 def answer(request: Request) -> Reply:
@@ -59,15 +75,9 @@ def answer(request: Request) -> Reply:
     if request.method == "GET":
         return Reply([b"{}"], content_type="application/json", chunked=False)
     body = request.json()
+    if body["model"] in REFUSALS:
+        return _refused(*REFUSALS[body["model"]])
     match body["model"]:
-        case "tight":
-            return _refused(400, "context_length_exceeded", "This model's maximum context length is 10 tokens.")
-        case "filtered":
-            return _refused(400, "content_filter", "The prompt was filtered.")
-        case "limited":
-            return _refused(429, "rate_limit_exceeded", "Slow down.")
-        case "down":
-            return _refused(500, "server_error", "Broken.")
         case "held":
             return Reply([_streamed("held").steps[0], HANG])
         case name:

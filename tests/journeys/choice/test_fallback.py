@@ -52,6 +52,8 @@ def test_the_fallback_for_what_went_wrong_answers_under_its_own_name(
     shown = record(client, answered)
     assert (shown["model"], shown["result"]["model"], shown["attempt"]) == ("medium", "medium", 1)
     assert shown["cost_usd"] == pytest.approx((1000 * 3 + 100 * 6) / 1e6)
+    assert (shown["backend"], shown["upstream_model"]) == ("up", "fine-medium")
+    assert [one["model"] for one in shown["failed_targets"]] == [model]
 
 
 def test_a_rate_limit_is_first_the_next_keys_matter_then_the_fallbacks(
@@ -118,6 +120,18 @@ def test_grpc_names_the_model_that_answered_too(rpc: Caller) -> None:
     assert answer.completion.model == job.model == job.completion.model == "medium"
 
 
+def test_while_no_key_has_money_left_every_request_is_answered_by_the_fallback(
+    client: httpx.Client, upstream: Upstream
+) -> None:
+    assert {said(chat(client, "broke")) for _ in range(4)} == {"fine-medium"}
+    assert called(upstream).count("fine-medium") == 4
+
+
+def test_what_one_kind_of_server_cannot_do_is_asked_of_another_kind(client: httpx.Client, upstream: Upstream) -> None:
+    assert said(chat(client, "unable", n=2)) == "fine-small"
+    assert called(upstream) == ["fine-small"]
+
+
 def test_a_longer_target_of_the_same_model_comes_before_any_fallback(client: httpx.Client, upstream: Upstream) -> None:
     answered = chat(client, "stepped")
     assert (said(answered), answered.json()["model"]) == ("fine-long", "stepped")
@@ -126,7 +140,11 @@ def test_a_longer_target_of_the_same_model_comes_before_any_fallback(client: htt
 
 @pytest.mark.parametrize(
     ("model", "code", "calls"),
-    [("filtered", "content_filter", ["filtered"]), ("hopeless", "context_length_exceeded", ["tight"])],
+    [
+        ("filtered", "content_filter", ["filtered"]),
+        ("flagged", "content_filter", ["flagged"]),
+        ("hopeless", "context_length_exceeded", ["tight"]),
+    ],
 )
 def test_what_has_no_fallback_of_its_kind_ends_with_its_failure(
     model: str, code: str, calls: list[str], client: httpx.Client, upstream: Upstream

@@ -21,7 +21,7 @@ from tests.support.stage import LEASE_S, Stage, say
 pytestmark = pytest.mark.timeout(90)
 
 STREAMS: Final = 100
-TOKENS: Final = 250
+TOKENS: Final = 150
 LIMIT_BYTES: Final = 64_000_000
 PIECE_BYTES: Final = 250_000
 # What is promised of the time after memory is free again; the rest is for a busy machine.

@@ -29,6 +29,12 @@ class OnInterrupt(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ON_INTERRUPT_FAIL: _ClassVar[OnInterrupt]
     ON_INTERRUPT_RESTART: _ClassVar[OnInterrupt]
 
+class JobView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_VIEW_UNSPECIFIED: _ClassVar[JobView]
+    JOB_VIEW_BASIC: _ClassVar[JobView]
+    JOB_VIEW_FULL: _ClassVar[JobView]
+
 class JobStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     JOB_STATUS_UNSPECIFIED: _ClassVar[JobStatus]
@@ -49,6 +55,9 @@ ON_DISCONNECT_CONTINUE: OnDisconnect
 ON_INTERRUPT_UNSPECIFIED: OnInterrupt
 ON_INTERRUPT_FAIL: OnInterrupt
 ON_INTERRUPT_RESTART: OnInterrupt
+JOB_VIEW_UNSPECIFIED: JobView
+JOB_VIEW_BASIC: JobView
+JOB_VIEW_FULL: JobView
 JOB_STATUS_UNSPECIFIED: JobStatus
 JOB_STATUS_DELAYED: JobStatus
 JOB_STATUS_QUEUED: JobStatus
@@ -191,10 +200,12 @@ class SubmitJobRequest(_message.Message):
     def __init__(self, chat: _Optional[_Union[ChatRequest, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., embeddings_json: _Optional[bytes] = ..., options: _Optional[_Union[JobOptions, _Mapping]] = ..., metadata_json: _Optional[bytes] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
-    __slots__ = ("job_id",)
+    __slots__ = ("job_id", "view")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
     job_id: str
-    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+    view: JobView
+    def __init__(self, job_id: _Optional[str] = ..., view: _Optional[_Union[JobView, str]] = ...) -> None: ...
 
 class WatchJobRequest(_message.Message):
     __slots__ = ("job_id", "after")
@@ -397,7 +408,7 @@ class CancelJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "status", "endpoint", "model", "priority", "attempt", "failed_attempts", "created", "started", "finished", "queue", "completion", "embeddings_json", "error", "usage", "timings", "metadata_json", "cost_usd", "choice")
+    __slots__ = ("id", "status", "endpoint", "model", "priority", "attempt", "failed_attempts", "created", "started", "finished", "queue", "completion", "embeddings_json", "error", "usage", "timings", "metadata_json", "cost_usd", "choice", "backend", "upstream_model", "failed_targets", "answer_bytes")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -417,6 +428,10 @@ class Job(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAM_MODEL_FIELD_NUMBER: _ClassVar[int]
+    FAILED_TARGETS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_BYTES_FIELD_NUMBER: _ClassVar[int]
     id: str
     status: JobStatus
     endpoint: str
@@ -436,7 +451,11 @@ class Job(_message.Message):
     metadata_json: bytes
     cost_usd: float
     choice: ModelChoice
-    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., endpoint: _Optional[str] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[_Iterable[_Union[FailedAttempt, _Mapping]]] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue: _Optional[_Union[QueuePlace, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., embeddings_json: _Optional[bytes] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., metadata_json: _Optional[bytes] = ..., cost_usd: _Optional[float] = ..., choice: _Optional[_Union[ModelChoice, _Mapping]] = ...) -> None: ...
+    backend: str
+    upstream_model: str
+    failed_targets: _containers.RepeatedCompositeFieldContainer[FailedTarget]
+    answer_bytes: int
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., endpoint: _Optional[str] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[_Iterable[_Union[FailedAttempt, _Mapping]]] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue: _Optional[_Union[QueuePlace, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., embeddings_json: _Optional[bytes] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., metadata_json: _Optional[bytes] = ..., cost_usd: _Optional[float] = ..., choice: _Optional[_Union[ModelChoice, _Mapping]] = ..., backend: _Optional[str] = ..., upstream_model: _Optional[str] = ..., failed_targets: _Optional[_Iterable[_Union[FailedTarget, _Mapping]]] = ..., answer_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelChoice(_message.Message):
     __slots__ = ("asked", "model", "reason")
@@ -447,6 +466,16 @@ class ModelChoice(_message.Message):
     model: str
     reason: str
     def __init__(self, asked: _Optional[str] = ..., model: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class FailedTarget(_message.Message):
+    __slots__ = ("backend", "model", "code")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    model: str
+    code: str
+    def __init__(self, backend: _Optional[str] = ..., model: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
 
 class FailedAttempt(_message.Message):
     __slots__ = ("attempt", "code", "message", "backend", "failed")
