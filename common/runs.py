@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import Any, Final
 
 from common.contracts import JsonObject
+from common.thoughts import BLOCKS, TEXT, Thought, thoughts_of
+from common.thoughts import in_order as as_said
 
 RUNS: Final = "runs"
 CALLS: Final = "tool_calls"
@@ -77,11 +79,11 @@ class Runs:
 
 def in_order(choice: JsonObject) -> Iterator[JsonObject]:
     """A stored choice as streamed ones, in the order in which it was said; just one where that is the usual one."""
-    runs = choice.get(RUNS)
-    message: JsonObject = choice["message"]
-    if not runs:
-        yield from in_one(choice)
+    if not choice.get(RUNS):
+        yield from _by_thoughts(choice)
         return
+    runs = choice[RUNS]
+    message: JsonObject = choice["message"]
     taken: dict[str, int] = {}
     others = {name: value for name, value in message.items() if name not in NAMES}
     for name, length, *told in runs:
@@ -93,6 +95,29 @@ def in_order(choice: JsonObject) -> Iterator[JsonObject]:
         entries = _next(_entries(choice), taken, _APART, count)
         yield {"index": choice.get("index", 0), "delta": {**others, **delta}, **_logprobs(entries and {_TEXT: entries})}
         others = {}
+
+
+def _by_thoughts(choice: JsonObject) -> Iterator[JsonObject]:
+    """A choice that was said in one piece: its thoughts know their places, if anything does."""
+    message: JsonObject = choice["message"]
+    thoughts = thoughts_of(message) if message.get(BLOCKS) else []
+    told = "".join(thought.text for thought in thoughts) == message.get(TEXT)
+    if choice.get("logprobs") or not told or all(thought.is_first for thought in thoughts):
+        yield from in_one(choice)
+        return
+    text: str = message.get(_TEXT) or ""
+    calls: list[JsonObject] = message.get(CALLS) or []
+    others = {name: value for name, value in message.items() if name not in (TEXT, _TEXT, CALLS)}
+    deltas: list[JsonObject] = []
+    for piece in as_said(thoughts, len(text), len(calls)):
+        if isinstance(piece, Thought):
+            deltas.append({TEXT: piece.text})
+        elif isinstance(piece, slice):
+            deltas.append({_TEXT: text[piece]})
+        else:
+            deltas.append({CALLS: [{**calls[piece], "index": piece}]})
+    for delta in (*deltas, others):
+        yield {"index": choice.get("index", 0), "delta": delta}
 
 
 def in_one(choice: JsonObject) -> Iterator[JsonObject]:

@@ -98,18 +98,19 @@ def turns_of(given: str | list[JsonObject]) -> Turns:
 
 def check_calls(messages: Sequence[JsonObject]) -> None:
     """Raises BadRequest where a tool's output answers no call, or a call has none: no model could go on from there."""
-    made: set[str] = set()
+    made: dict[str, None] = {}
     answered: set[str] = set()
     for message in messages:
-        made |= {call["id"] for call in message.get("tool_calls") or ()}
+        made |= dict.fromkeys(call["id"] for call in message.get("tool_calls") or ())
         if message["role"] == "tool":
             call_id: str = message["tool_call_id"]
             if call_id not in made:
                 text = f"No tool call found for function call output with call_id {call_id[:128]}."
                 raise BadRequest(text, param="input")
             answered.add(call_id)
-    if open_calls := made - answered:
-        raise BadRequest(f"No tool output found for function call {min(open_calls)[:128]}.", param="input")
+    for call_id in made:
+        if call_id not in answered:
+            raise BadRequest(f"No tool output found for function call {call_id[:128]}.", param="input")
 
 
 def _add_item(turns: list[_Turn], item: JsonObject) -> None:

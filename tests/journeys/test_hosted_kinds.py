@@ -309,6 +309,9 @@ def test_a_response_has_its_items_in_the_order_in_which_they_were_said_wherever_
     kinds = ["reasoning", "message", "function_call", "reasoning", "message", "function_call"]
     assert [item["type"] for item in final["output"]] == kinds
     assert client.get(home).json() == final
+    whole = client.post("/v1/responses", json={**asked, "stream": False}).json()
+    assert [item["type"] for item in whole["output"]] == kinds
+    assert client.get(f"/v1/responses/{whole['id']}").json() == whole
     results = [{"type": "function_call_output", "call_id": f"t{number}", "output": "1"} for number in (0, 1)]
     next_one = {"model": "echo", "input": results, "previous_response_id": final["id"]}
     gone_on = client.post("/v1/responses", json=next_one).json()["id"]

@@ -33,7 +33,7 @@ from tests.support.runner import until
 from tests.support.seeds import POOL, Rig, a_job, rig
 from workers.inference import told_length
 
-PROMPT_TOKENS = 4
+PROMPT_TOKENS = 5
 SETTINGS = Settings(
     backends=(Backend(name="b", kind="echo", pool=(POOL,)),),
     models={name: Model(targets=(Target(backend="b", model="x"),)) for name in ("m", "other")},

@@ -42,7 +42,7 @@ CANCELLED: Final = Settlement(Outcome(State.CANCELLED))
 STEP_MS: Final = 30_000
 LEASE_MS: Final = 50_000
 DELAY_MS: Final = 40_000
-DEADLINE_MS: Final = 105_000
+DEADLINE_MS: Final = 195_000
 MOST_FAILURES: Final = 3
 LIVES: Final = int(os.environ.get("HEADRACE_TEST_LIVES") or 25)
 
@@ -98,6 +98,8 @@ class Life(RuleBasedStateMachine):
         self.now_ms = 0
         self.ended: dict[int, dict[str, bytes]] = {}
         self.restarts = 0
+        for worker in "xy":  # the third comes when it comes
+            self.beat(worker)
 
     async def connect(self) -> Rig:
         return Rig(self.server, Store.from_url(self.server.url))
@@ -160,33 +162,36 @@ class Life(RuleBasedStateMachine):
             assert claim.failures == job.failures
             job.state, job.worker, job.claim, job.last_fence, job.seen = "running", worker, claim, claim.fence, 0
 
-    def pick(self, data: st.DataObject) -> Expected | None:
-        running = [job for job in self.jobs.values() if job.state == "running"]
-        return data.draw(st.sampled_from(running)) if running else None
+    def running(self) -> list[Expected]:
+        return [job for job in self.jobs.values() if job.state == "running"]
+
+    def pick(self, data: st.DataObject) -> Expected:
+        """A running job, made here where there is none: Hypothesis leaves out most kinds of steps in any one life."""
+        if not self.running():
+            self.beat("x")
+            self.submit(Priority.INTERACTIVE, delayed=False, restart=data.draw(st.booleans()), key="")
+            self.claim("x", 4)
+        return data.draw(st.sampled_from(self.running()))
 
     @rule(data=st.data())
     def append(self, data: st.DataObject) -> None:
         job = self.pick(data)
-        if job is not None:
-            assert job.claim is not None
-            job.seen += 1
-            assert self.run(self.r.append(job.claim, job.seen, b"%d" % job.seen, job.worker)) is None
+        assert job.claim is not None
+        job.seen += 1
+        assert self.run(self.r.append(job.claim, job.seen, b"%d" % job.seen, job.worker)) is None
 
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
         job = self.pick(data)
-        if job is not None:
-            assert job.claim is not None
-            end = success(events=b"last", events_seq=job.seen + 1, outcome_seq=job.seen + 2)
-            assert self.run(self.r.settle(job.claim, job.worker, end)) is Settled.ENDED
-            assert self.run(self.r.settle(job.claim, job.worker, end)) is Settled.ALREADY
-            self.end(job, "succeeded")
+        assert job.claim is not None
+        end = success(events=b"last", events_seq=job.seen + 1, outcome_seq=job.seen + 2)
+        assert self.run(self.r.settle(job.claim, job.worker, end)) is Settled.ENDED
+        assert self.run(self.r.settle(job.claim, job.worker, end)) is Settled.ALREADY
+        self.end(job, "succeeded")
 
     @rule(data=st.data(), failed=st.booleans(), delayed=st.booleans())
     def release(self, data: st.DataObject, failed: bool, delayed: bool) -> None:
-        job = self.pick(data)
-        if job is not None:
-            self.let_go(job, failed=failed, delay_ms=DELAY_MS if delayed else 0)
+        self.let_go(self.pick(data), failed=failed, delay_ms=DELAY_MS if delayed else 0)
 
     def let_go(self, job: Expected, *, failed: bool, delay_ms: int = 0) -> None:
         assert job.claim is not None
@@ -372,7 +377,7 @@ def life_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.mark.either_server
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("lives", [6, pytest.param(LIVES, marks=pytest.mark.lengthy)])
+@pytest.mark.parametrize("lives", [4, pytest.param(LIVES, marks=pytest.mark.lengthy)])
 def test_jobs_live_as_the_model_says(life_server: RedisServer, lives: int) -> None:
 
     @seed(drawn_seed())

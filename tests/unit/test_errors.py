@@ -8,9 +8,10 @@ import orjson
 import pytest
 
 from common import errors as house
-from common.contracts import Failure
+from common.contracts import Failure, Job
 from common.errors import HeadraceError, QueueFull, Unauthenticated
 from gateway import http, hub
+from gateway.dialects.responses_output import failed_object
 from gateway.errors import TABLE, answer, error_object, openai_error, problem
 
 CLASSES = [
@@ -71,6 +72,20 @@ def test_the_servers_own_code_is_told_where_there_is_one_and_only_to_openais_cli
     assert orjson.loads(error_object(failure))["error"]["type"] == "invalid_request_error"
     for path in ("/v1/messages", "/api/chat", "/prompt"):
         assert b"invalid_image_format" not in answer(failure, path).body
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ("invalid_image_format", "invalid_image_format"),
+        ("unsupported_parameter", "invalid_prompt"),
+        (None, "invalid_prompt"),
+    ],
+)
+def test_a_response_that_failed_tells_the_servers_code_where_its_list_has_it(own: str | None, told: str) -> None:
+    job = Job("job_p_" + "0" * 32, "p", "t", "/v1/responses", "m", {"messages": []}, dialect="responses")
+    failed = failed_object(job, 1, [], Failure("upstream_refused", "x", upstream_code=own))
+    assert failed["error"]["code"] == told
 
 
 def test_who_should_come_back_later_is_told_when() -> None:

@@ -453,6 +453,8 @@ def test_texts_apart_and_empty_ones_are_listed_as_what_they_were() -> None:
     assert [item["type"] for item in listed[:3]] == ["message", "function_call", "function_call_output"]
     assert listed[-1]["id"] == f"msg_{'a' * 32}_in0"
     assert second.body["messages"][-2] == {"role": "assistant", "content": "one东three"}
+    named = turns_of([Known(said[0]), {"role": "user", "content": "c"}, {"role": "assistant", "content": ""}, CALL])
+    assert [one.place for one in named.origins] == [said[0]["id"].rpartition("_")[2], "", ""]
 
 
 def test_nothing_comes_between_calls_and_their_outputs() -> None:
@@ -646,11 +648,12 @@ def test_the_places_of_calls_texts_and_thoughts_among_each_other_are_kept() -> N
         [{"content": "see"}, {"annotations": [NOTE]}],
         [{"annotations": [NOTE]}, {"content": "see"}],
         [{"content": "see", "annotations": [NOTE]}],
+        [{"content": "see"}, {"annotations": [NOTE]}, {"content": " more"}],
         [{"content": "see"}, {"refusal": "no"}, {"annotations": [NOTE]}],
         [{"reasoning_content": "t"}, {"content": "see"}, a_call(0, "{}", "f"), {"annotations": [NOTE]}],
         [{"annotations": [NOTE]}],
     ],
-    ids=["after", "before", "with", "late", "after a call", "alone"],
+    ids=["after", "before", "with", "between", "late", "after a call", "alone"],
 )
 def test_notes_belong_to_the_text_and_are_told_when_they_come(deltas: list[JsonObject]) -> None:
     choices: list[JsonObject] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]

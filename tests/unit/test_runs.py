@@ -9,6 +9,7 @@ import pytest
 
 from common.contracts import Job, JsonObject
 from common.runs import NAMES, RUNS, Runs, in_one, in_order
+from common.thoughts import Thought, carried
 from gateway.dialects.openai import completion_object
 from gateway.rpc.writing import completion_of
 
@@ -62,6 +63,28 @@ def test_log_probabilities_stay_with_the_text_that_they_came_with() -> None:
 def test_without_runs_a_choice_is_told_in_one() -> None:
     choice: JsonObject = {"index": 0, "message": dict.fromkeys(NAMES, "x"), "logprobs": None}
     assert [*in_order(choice)] == [*in_one(choice)] == [{"index": 0, "delta": choice["message"]}]
+
+
+def test_of_an_answer_in_one_piece_thoughts_tell_the_order() -> None:
+    def choice(**more: Any) -> JsonObject:
+        thoughts = [Thought("hm", "s1"), Thought("oh", "s2", characters=2), Thought("", "s3", characters=2, calls=1)]
+        calls = [{"id": f"c{number}"} for number in (0, 1)]
+        message = {"content": "abc", "tool_calls": calls, **carried(thoughts, told=True), **more}
+        return {"index": 0, "message": message, "logprobs": None}
+
+    deltas = [piece["delta"] for piece in in_order(choice(refusal="no"))]
+    assert [next(iter(delta.items())) for delta in deltas[:-1]] == [
+        ("reasoning_content", "hm"),
+        ("content", "ab"),
+        ("reasoning_content", "oh"),
+        ("tool_calls", [{"id": "c0", "index": 0}]),
+        ("reasoning_content", ""),
+        ("content", "c"),
+        ("tool_calls", [{"id": "c1", "index": 1}]),
+    ]
+    assert deltas[-1]["refusal"] == "no"
+    untold = choice(reasoning_content=None)
+    assert [*in_order(untold)] == [*in_one(untold)]
 
 
 def test_chat_completions_do_not_show_them() -> None:
