@@ -56,7 +56,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         if isinstance(case.body, dict):
             if sum(map(json.dumps(case.body).count, ",[{")) > MOST_VALUES:
                 case.body = _few(case.body, FEW)
-            _mend_body(case.body)
+            _mend_body(case.body, has_deadline=_has_deadline(case))
 
 
 def _mend_query(query: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def _mend_query(query: dict[str, Any]) -> None:
         query.pop("starting_after", None)
 
 
-def _mend_body(body: dict[str, Any]) -> None:
+def _mend_body(body: dict[str, Any], *, has_deadline: bool) -> None:
     # An earlier response, of which there is none.
     body.pop("previous_response_id", None)
     # Nor any item of one.
@@ -79,8 +79,8 @@ def _mend_body(body: dict[str, Any]) -> None:
         # Nor thoughts alone, of which nothing is left.
         thinks = all(isinstance(one, dict) and one.get("type") == "reasoning" for one in items)
         body["input"] = "a" if thinks else items
-    # No longer than the deadline.
-    if body.get("delay_ms") and body.get("deadline_ms"):
+    # No longer than the deadline, which may stand in a header.
+    if body.get("delay_ms") and has_deadline:
         body["delay_ms"] = 0
     # As many as there are to be.
     if body.get("best_of"):
