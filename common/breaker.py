@@ -72,6 +72,13 @@ class BreakerStore:
         """The breaker after this call went well; `probe` where `ask` had answered PROBE. Safe to send again."""
         return (await self._call(backend, "succeeded", worker, probe=probe))[1]
 
+    async def released(self, backend: str, worker: str) -> BreakerView:
+        """The breaker after this worker gave its probe back, for which it made no call: another may be made at once.
+
+        Safe to send again for as long as the worker makes no other probe.
+        """
+        return (await self._call(backend, "released", worker, probe=True))[1]
+
     async def read(self, backends: Sequence[str]) -> dict[str, BreakerView]:
         """How each of these breakers stands, in one trip; one of which nothing is known is closed."""
         *rows, (seconds, micros) = await asyncio.gather(

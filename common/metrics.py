@@ -166,11 +166,12 @@ class _JobSeries:
 
 
 class UpstreamCall:
-    """One call under way."""
+    """One call under way. `made`: False where it turns out that nothing was called, so that it is not timed."""
 
-    __slots__ = ("_first", "_started_s")
+    __slots__ = ("_first", "_started_s", "made")
 
     def __init__(self, first: Histogram, started_s: float) -> None:
+        self.made = True
         self._first = first
         self._started_s = started_s
 
@@ -231,15 +232,17 @@ class WorkerMetrics(Group):
 
     @contextmanager
     def upstream_call(self, backend: str) -> Generator[UpstreamCall]:
-        """Times a call to a backend, however it ends."""
+        """Times a call to a backend, however it ends, if it was made."""
         children = self._calls.get(backend)
         if children is None:
             children = self._calls[backend] = self._upstream.labels(backend), self._upstream_first.labels(backend)
         started_s = perf_counter()
+        call = UpstreamCall(children[1], started_s)
         try:
-            yield UpstreamCall(children[1], started_s)
+            yield call
         finally:
-            children[0].observe(perf_counter() - started_s)
+            if call.made:
+                children[0].observe(perf_counter() - started_s)
 
     def upstream_error(self, backend: str, code: str) -> None:
         """Counts a failed call by our own code for it."""

@@ -79,11 +79,11 @@ class Runs:
 
 def in_order(choice: JsonObject) -> Iterator[JsonObject]:
     """A stored choice as streamed ones, in the order in which it was said; just one where that is the usual one."""
-    if not choice.get(RUNS):
+    runs: list[list[Any]] = choice.get(RUNS) or []
+    message: JsonObject = choice["message"]
+    if not runs or not _tell_all(runs, message):
         yield from _by_thoughts(choice)
         return
-    runs = choice[RUNS]
-    message: JsonObject = choice["message"]
     taken: dict[str, int] = {}
     others = {name: value for name, value in message.items() if name not in NAMES}
     for name, length, *told in runs:
@@ -95,6 +95,21 @@ def in_order(choice: JsonObject) -> Iterator[JsonObject]:
         entries = _next(_entries(choice), taken, _APART, count)
         yield {"index": choice.get("index", 0), "delta": {**others, **delta}, **_logprobs(entries and {_TEXT: entries})}
         others = {}
+
+
+def _tell_all(runs: list[list[Any]], message: JsonObject) -> bool:
+    """Whether the runs tell each field of the message to its end, and each call once."""
+    told: dict[str, int] = dict.fromkeys((*NAMES, _APART), 0)
+    for name, length, *_ in runs:
+        told[name] += 1 if name == CALLS else length
+    numbers = {length for name, length, *_ in runs if name == CALLS}
+    if numbers != {*range(told[CALLS])}:
+        return False
+    return all(told[name] == _length(message.get(name)) for name in NAMES)
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (str, list)) else 0  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _by_thoughts(choice: JsonObject) -> Iterator[JsonObject]:

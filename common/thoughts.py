@@ -77,7 +77,7 @@ def thoughts_of(message: JsonObject) -> list[Thought]:
     found: list[Thought] = []
     taken = 0
     for entry in entries:
-        length = _number(entry.get("characters"))
+        length = told_count(entry.get("characters"))
         found.append(_thought(entry, text[taken : taken + length]))
         taken += length
     if taken > len(text):  # somebody changed the text, which no signature fits now
@@ -114,7 +114,7 @@ def _thought(entry: JsonObject, said: str) -> Thought:
     kind: str = entry["type"]
     after = entry.get("after")
     numbers: list[Any] = after if isinstance(after, list) else []  # pyright: ignore[reportUnknownVariableType]
-    characters, calls = (_number(one) for one in (*numbers, 0, 0)[:2])
+    characters, calls = (told_count(one) for one in (*numbers, 0, 0)[:2])
     text = _text(entry.get("thinking")) or said
     return Thought(text, _text(entry.get(_PROOFS[kind])), kind == REDACTED, characters, calls)
 
@@ -128,5 +128,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _number(value: Any) -> int:
+def told_count(value: Any) -> int:
+    """A number of something as others tell it; 0 where that is none."""
     return value if type(value) is int and value > 0 else 0

@@ -9,6 +9,7 @@ from typing import Final
 from common.config import Settings
 from common.contracts import Job, JsonObject, OnDisconnect, OnInterrupt, Priority, new_job_id
 from common.errors import (
+    BadRequest,
     HeadraceError,
     QueueFull,
     StoreFull,
@@ -18,11 +19,12 @@ from common.errors import (
 )
 from common.queue import Admitted, Queue, Submitted
 from gateway.auth import Principal
+from gateway.dialects.naming import named
 from gateway.dialects.native import Asked, JobOptions
 from gateway.estimates import Estimates
 from gateway.idempotency import fingerprint, key_digest, reused
 from gateway.limits import TenantFull
-from gateway.models import Models
+from gateway.models import Models, Picked
 from gateway.pressure import Pressure, store_full
 from gateway.withdrawal import Withdrawals
 
@@ -88,7 +90,7 @@ class Admission:
         metadata: JsonObject | None = None,
     ) -> Job:
         """The job that this request asks for. Raises ModelNotFound, BadRequest."""
-        picked = self._models.pick(asked, options.quality or "standard")
+        picked = self._picked(asked, options)
         pool = self._settings.pool_by_model[picked.model]
         priority = manner.priority if options.priority is None else options.priority
         usual_tokens = self._estimates.answer_tokens(picked.model, priority)
@@ -122,6 +124,12 @@ class Admission:
             asked=asked.asked,
             choice=picked.choice,
         )
+
+    def _picked(self, asked: Asked, options: JobOptions) -> Picked:
+        try:
+            return self._models.pick(asked, options.quality or "standard")
+        except BadRequest as error:
+            raise named(error, asked.dialect) from None
 
     async def admit(self, job: Job, *, gateway: str = "") -> Admitted:
         """The job is in the queue, or the one that its idempotency key names (`Admitted.job_id`).

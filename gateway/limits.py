@@ -11,11 +11,10 @@ from typing import Final
 from common.contracts import Job
 from common.errors import TenantQueueFull
 from common.queue import Admitted
+from gateway.dialects.names import ANTHROPIC
 
 Headers = dict[str, str]
 
-# As jobs bear it.
-_ANTHROPIC: Final = "anthropic"
 OPENAI_LIMITS: Final = (
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
@@ -54,7 +53,7 @@ class Room:
 
     def headers(self, now_s: float) -> Headers:
         """The limit's headers for an answer that begins now."""
-        anthropic = self.job.dialect == _ANTHROPIC
+        anthropic = self.job.dialect == ANTHROPIC
         passed_ms = int((now_s - self.at_s) * 1000)
         return limit_headers(self.admitted, anthropic=anthropic, least_ms=self.job.delay_ms, passed_ms=passed_ms)
 

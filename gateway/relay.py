@@ -20,7 +20,7 @@ from common.queue import Place
 from common.runs import in_one, in_order
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
 from gateway.dialects.responses_stream import ResponseShape
-from gateway.dialects.shape import EVENT_STREAM, Shape
+from gateway.dialects.shape import EVENT_STREAM, UNSHAPEABLE, Shape
 from gateway.http import HANG_UP
 from gateway.hub import Hub
 from gateway.readers import Subscription, events_in
@@ -60,6 +60,8 @@ class Relay:
                     yield self._render(entries) if entries else self._waiting() or self._shape.keep_alive()
         except HeadraceError as error:
             yield self._shape.failed(None, error.failure)
+        except UNSHAPEABLE:
+            yield _untold(self._shape)
         finally:
             self._reader.close()
 
@@ -114,6 +116,12 @@ class Relay:
             return self._shape.end(entry.last, outcome, resumed=entry.last == self._resumed)
         failure = outcome.failure or Failure("internal_error", "The job ended without a reason.")
         return self._shape.failed(entry.last, failure)
+
+
+def _untold(shape: Shape) -> bytes:
+    """The word for an answer that its shape can't tell, inside an exception's handler: better than a torn stream."""
+    log.exception("relay.answer_untold")
+    return shape.failed(None, Failure("internal_error", "Something went wrong on our side."))
 
 
 class EventStream(EventSourceResponse):
@@ -171,7 +179,15 @@ def _nothing(*, at_once: bool = False) -> None:
 
 async def stored_frames(shape: Shape, fence: int, outcome: Outcome, result: bytes) -> AsyncGenerator[bytes, None]:
     """A stored answer as a stream: what each choice said, in few events, then its end, usage, and the last word."""
-    stored: JsonObject = orjson.loads(result)
+    opening = shape.opening()
+    try:
+        frames = _told(shape, fence, outcome, orjson.loads(result))
+    except UNSHAPEABLE:
+        frames = _untold(shape)
+    yield opening + frames
+
+
+def _told(shape: Shape, fence: int, outcome: Outcome, stored: JsonObject) -> bytes:
     # Other dialects find the order of a message's pieces in itself, or tell none.
     pieces = in_order if isinstance(shape, ResponseShape) else in_one
     said = zip_longest(*[pieces(one) for one in stored["choices"]])
@@ -180,8 +196,8 @@ async def stored_frames(shape: Shape, fence: int, outcome: Outcome, result: byte
         {"index": one["index"], "delta": {}, "finish_reason": one.get("finish_reason")} for one in stored["choices"]
     ]
     events = [orjson.dumps({"choices": choices}) for choices in (*deltas, ends)]
-    frames = shape.opening() + shape.events(Position(fence, len(events)), events)
-    yield frames + shape.end(Position(fence, len(events) + 1), outcome, resumed=False)
+    frames = shape.events(Position(fence, len(events)), events)
+    return frames + shape.end(Position(fence, len(events) + 1), outcome, resumed=False)
 
 
 def has_substance(entries: list[Entry]) -> bool:

@@ -170,10 +170,11 @@ class _Choice:
         if name == "audio" and isinstance(value, dict):
             self._audio = self._audio or _Audio()
             return self._audio.add(value)  # pyright: ignore[reportUnknownArgumentType]
-        if isinstance(value, list):
-            self._other[name] = [*self._other.get(name, ()), *value]  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            self._other[name] = value
+        known = self._other.get(name)
+        if isinstance(value, list) and isinstance(known, list):
+            known.extend(value)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        else:  # a copy, since the chunk's own is somebody else's
+            self._other[name] = [*value] if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]
         return ""
 
     def _call(self, index: int) -> _Call:

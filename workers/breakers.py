@@ -36,11 +36,14 @@ _CLOSED: Final = BreakerView(Phase.CLOSED, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """How a call ended, for the breaker; `worker` and `probe` say on whose permission it was made."""
+    """How a call ended, for the breaker; `worker` and `probe` say on whose permission it was made.
+
+    `failed` is None where it was not made at all.
+    """
 
     backend: str
     worker: str
-    failed: bool
+    failed: bool | None
     probe: bool
 
 
@@ -123,6 +126,10 @@ class Breakers:
         """Takes note of a failure of the backend's own."""
         self._tell(_Report(backend, self._worker_id(), failed=True, probe=probe))
 
+    def released(self, backend: str) -> None:
+        """Takes note that a probe was permitted and no call made: it goes back, for anyone to make."""
+        self._tell(_Report(backend, self._worker_id(), failed=None, probe=True))
+
     def _tell(self, report: _Report) -> None:
         # While the store is away the newest thousand are kept: they say how the backend is now.
         self._reports.append(report)
@@ -139,9 +146,8 @@ class Breakers:
             self._none_left.set()
 
     async def _send(self, report: _Report) -> None:
-        send = self._store.failed if report.failed else self._store.succeeded
         try:
-            view = await send(report.backend, report.worker, probe=report.probe)
+            view = await self._sent(report)
         except HeadraceError as error:
             log.warning("breaker.store_trouble", error=error.failure.message)
             await self._clock.sleep(RETRY_STORE_S)
@@ -150,6 +156,12 @@ class Breakers:
         if self._reports and self._reports[0] is report:
             self._reports.popleft()
         self._note(report.backend, view)
+
+    async def _sent(self, report: _Report) -> BreakerView:
+        if report.failed is None:
+            return await self._store.released(report.backend, report.worker)
+        send = self._store.failed if report.failed else self._store.succeeded
+        return await send(report.backend, report.worker, probe=report.probe)
 
     async def told(self) -> None:
         """Returns once every report has been taken."""

@@ -80,13 +80,15 @@ class ClosedOff(Exception):
 class _Turn:
     """One target's turn at an ask. `rivals` tells a race that its answer has begun, and raises where it is lost.
 
+    `called`: a request was made, or is being made. `probe`: on the breaker's permission for its probe.
     `status` and `pace` are of the last key's refusal: its status, and how long its headers say the key must rest.
     """
 
     target: Target
     ask: Ask
-    probe: bool
     rivals: Begin
+    probe: bool = False
+    called: bool = False
     begun: bool = False
     status: int = 0
     pace: Block | None = None
@@ -110,21 +112,29 @@ class Caller:
 
         Of the first two the ask keeps a note.
         """
-        name = target.backend
-        line = self._fleet.slots.lines[name]
+        turn = _Turn(target, ask, rivals)
         try:
-            # Whoever is sure to be refused waits in no line.
-            probe = await self._permission(name) if self._fleet.wait_ms(name) else False
-            if not line.take_now():
-                await line.take(PROBE_FIRST if probe else ask.priority)
-            try:
-                probe = probe or await self._permission(name)
-                return await self._with_keys(_Turn(target, ask, probe, rivals), work)
-            finally:
-                line.give()
+            return await self._in_line(turn, work)
         except (ClosedOff, UpstreamError) as error:
             _note(ask, target, error)
             raise
+        finally:
+            if turn.probe and not turn.called:  # the next one may find out what this one did not
+                self._fleet.breakers.released(turn.backend)
+
+    async def _in_line(self, turn: _Turn, work: Work[Result]) -> Result:
+        name = turn.backend
+        line = self._fleet.slots.lines[name]
+        # Whoever is sure to be refused waits in no line.
+        if self._fleet.wait_ms(name):
+            turn.probe = await self._permission(name)
+        if not line.take_now():
+            await line.take(PROBE_FIRST if turn.probe else turn.ask.priority)
+        try:
+            turn.probe = turn.probe or await self._permission(name)
+            return await self._with_keys(turn, work)
+        finally:
+            line.give()
 
     async def _permission(self, backend: str) -> bool:
         """Whether the call is the breaker's probe. Raises ClosedOff where it may not be made."""
@@ -178,8 +188,12 @@ class Caller:
     async def _once(self, turn: _Turn, work: Work[Result], key: ApiKey | None) -> Result:
         provider = self._providers[self._fleet.backends[turn.backend].kind]
         with self._metrics.upstream_call(turn.backend) as timed:
+            turn.called = True
             try:
                 result = await work(provider, self._call(turn, key), partial(self._begin, turn, timed))
+            except UpstreamUnsupported:
+                turn.called = timed.made = False
+                raise
             except UpstreamError as error:
                 self._report(turn, error)
                 raise
@@ -212,8 +226,6 @@ class Caller:
             self._fleet.breakers.succeeded(turn.backend, probe=True)
 
     def _report(self, turn: _Turn, error: UpstreamError) -> None:
-        if isinstance(error, UpstreamUnsupported):
-            return  # nothing was called
         self._metrics.upstream_error(turn.backend, error.failure.code)
         probe = turn.probe and not turn.begun
         if isinstance(error, UpstreamTimeout) and self._clock.monotonic_s() >= turn.ask.ends_s - DEADLINE_MARGIN_S:

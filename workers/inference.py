@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+from collections.abc import Awaitable, Iterator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -174,13 +175,28 @@ class Generation:
         return await self.break_off(State.FAILED, failure)
 
     async def _usage(self) -> Usage:
-        """What the answer took; what of it the upstream did not tell is counted here."""
+        """What the answer took; what of it the upstream did not tell is counted here, or guessed."""
+        if not self._answer.untold:
+            return self._answer.usage
+        try:
+            await asyncio.gather(*self._counts())
+        except asyncio.CancelledError:
+            # What is there is there: an order to stop that comes now costs the count, not the answer.
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+        return self._answer.usage
+
+    def _counts(self) -> Iterator[Awaitable[None]]:
         answer, tokens = self._answer, self._shared.tokens
+
+        async def take(name: str, count: Awaitable[int]) -> None:
+            answer.estimate(**{name: await count})
+
         if "prompt_tokens" in answer.untold:
-            answer.estimate(prompt_tokens=await tokens.count_prompt(self.claim.job.body))
+            yield take("prompt_tokens", tokens.count_prompt(self.claim.job.body))
         if "completion_tokens" in answer.untold:
-            answer.estimate(completion_tokens=await tokens.count(answer.texts()))
-        return answer.usage
+            yield take("completion_tokens", tokens.count(answer.texts()))
 
     async def _end(self, status: State, failure: Failure | None, usage: Usage | None) -> Settlement:
         events, seq = await self._track.finish()

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- A backend's breaker: asked before a call while it isn't closed, and told how calls ended. It opens after so many
--- failures in a row; when the cool-off is over one worker of the fleet holds the probe until it reports or its time is
--- up. While it is open only the present probe's report counts: an old call's failure extends nothing, its success
--- closes nothing.
+-- failures in a row; when the cool-off is over one worker of the fleet holds the probe until it reports, gives it back
+-- or its time is up. While it is open only the present probe's report counts: an old call's failure extends nothing,
+-- its success closes nothing.
 -- KEYS 1 breaker (hash: failures, open_until_ms while not closed, prober and probe_until_ms while a probe is held)
--- ARGV 1 backend's prefix  2 clock offset ms  3 'ask', 'failed' or 'succeeded'  4 worker id
+-- ARGV 1 backend's prefix  2 clock offset ms  3 'ask', 'failed', 'succeeded' or 'released'  4 worker id
 --      5 '1': the report is of a probe  6 failures in a row that open it  7 cool-off ms  8 how long a probe is held, ms
 --      9 how long it is remembered when nothing happens, ms
 -- Returns {0 pass, 1 probe, 2 refused (0 to a report), failures, open until ms (0: closed), probe held until ms, now ms}
@@ -39,6 +39,12 @@ if what == 'ask' then
       verdict, probe_until_ms = 1, now_ms + probe_ms
       keep('prober', worker, 'probe_until_ms', probe_until_ms)
     end
+  end
+elseif what == 'released' then
+  if not closed and held and prober == worker then
+    probe_until_ms = 0
+    redis.call('HDEL', breaker, 'prober', 'probe_until_ms')
+    redis.call('PEXPIRE', breaker, life_ms)
   end
 elseif closed or (of_probe and held and prober == worker) then
   if what == 'succeeded' then

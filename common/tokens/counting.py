@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
-from lzma import decompress
+from lzma import LZMAError, decompress
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,8 @@ _PATTERN: Final = "|".join(
 SLICE_CHARACTERS: Final = 32_768
 LONGEST_COUNT_S: Final = 5.0
 
+Count = Callable[[Sequence[str]], int]
+
 
 class TokenCounter:
     """Counts one request after the other; whom that would keep too long gets a guess from the length instead.
@@ -48,18 +50,23 @@ class TokenCounter:
     that a process which never counts does not have.
     """
 
-    def __init__(self, *, limit_s: float = LONGEST_COUNT_S) -> None:
+    def __init__(
+        self, *, limit_s: float = LONGEST_COUNT_S, count: Callable[[Sequence[str]], int] | None = None
+    ) -> None:
         self._limit_s = limit_s
+        self._count = count or count_tokens
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
 
     async def count(self, texts: Sequence[str]) -> int:
         """The tokens of all texts together, each counted by itself."""
-        counting = asyncio.get_running_loop().run_in_executor(self._thread, count_tokens, texts)
+        counting = asyncio.get_running_loop().run_in_executor(self._thread, self._count, texts)
         try:
             return await asyncio.wait_for(counting, self._limit_s)
         except TimeoutError:
             log.debug("tokens.not_counted", limit_s=self._limit_s)
-            return sum(likely_tokens(size_bytes(text)) for text in texts)
+        except (OSError, ValueError, LZMAError) as error:
+            log.error("tokens.no_vocabulary", error=str(error))
+        return sum(likely_tokens(size_bytes(text)) for text in texts)
 
     async def count_prompt(self, body: JsonObject) -> int:
         """The tokens that a model reads of a chat completion that was checked."""

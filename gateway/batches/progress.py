@@ -25,6 +25,7 @@ from gateway.batches.desk import Desk, Held
 from gateway.batches.lines import RawLine, Splitter
 from gateway.batches.reading import LineReader
 from gateway.batches.records import (
+    UNTOLD,
     Ending,
     LineRequest,
     Stub,
@@ -37,6 +38,7 @@ from gateway.batches.records import (
     used_tokens,
 )
 from gateway.dialects.native import JobOptions
+from gateway.dialects.shape import UNSHAPEABLE
 from gateway.files import span
 
 log = structlog.get_logger(__name__)
@@ -309,7 +311,16 @@ def _ending(record: Record) -> Ending | None:
 
 
 def _ends(batch_id: str, ended: Iterable[tuple[Line, Ending]], why: Failure | None) -> list[LineEnd]:
-    return [ended_line(_stub(batch_id, line.number, line.custom_id), ending, why) for line, ending in ended]
+    return [_ended(_stub(batch_id, line.number, line.custom_id), ending, why) for line, ending in ended]
+
+
+def _ended(stub: Stub, ending: Ending, why: Failure | None) -> LineEnd:
+    try:
+        return ended_line(stub, ending, why)
+    except UNSHAPEABLE:
+        # Tried again it would be the same, and the lines beside it would never end either.
+        log.exception("batch.answer_untold", job_id=ending.job.id)
+        return refused_line(stub, UNTOLD, ending.job)
 
 
 def _counted(batch: Batch, ends: Sequence[LineEnd], outcomes: Sequence[Outcome]) -> dict[str, Any]:

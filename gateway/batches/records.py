@@ -17,9 +17,9 @@ from gateway.dialects.completions import ENDPOINT as COMPLETIONS
 from gateway.dialects.completions import completions_request
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS
 from gateway.dialects.embeddings import MAX_VALUES, embeddings_request
+from gateway.dialects.names import RESPONSES as RESPONSES_DIALECT
 from gateway.dialects.native import Asked
 from gateway.dialects.openai import CHAT_ENDPOINT, chat_request, schemas_of
-from gateway.dialects.responses_input import DIALECT as RESPONSES_DIALECT
 from gateway.dialects.responses_input import ENDPOINT as RESPONSES
 from gateway.dialects.responses_input import response_request
 from gateway.dialects.responses_output import whole_response
@@ -29,6 +29,7 @@ from gateway.errors import openai_error
 
 EXPIRED: Final = Failure("batch_expired", "This request could not be executed before the completion window expired.")
 CANCELLED: Final = Failure("batch_cancelled", "This request was not executed because the batch was cancelled.")
+UNTOLD: Final = Failure("internal_error", "The model's server gave an answer that cannot be told.")
 GONE: Final = Failure("internal_error", "The answer was no longer there when the batch came for it.")
 
 # --- a line to what it asks for ---------------------------------------------------------------------------------------
@@ -168,7 +169,11 @@ def used_tokens(outcome: Outcome) -> dict[str, int]:
     answer: JsonObject = usage.details.get("completion_tokens_details") or {}
     return {
         "input_tokens": usage.prompt_tokens,
-        "cached_tokens": int(prompt.get("cached_tokens") or 0),
+        "cached_tokens": _count(prompt.get("cached_tokens")),
         "output_tokens": usage.completion_tokens,
-        "reasoning_tokens": int(answer.get("reasoning_tokens") or 0),
+        "reasoning_tokens": _count(answer.get("reasoning_tokens")),
     }
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 < value < 2**53 else 0  # as the server told it

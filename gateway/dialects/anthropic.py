@@ -11,10 +11,11 @@ import orjson
 from common.contracts import Failure, Job, JsonObject, Outcome, Position
 from common.errors import BadRequest
 from common.queue import Place
-from common.thoughts import BLOCKS, PROOF, TEXT, Thought, entry_of, in_order, thoughts_of
+from common.thoughts import BLOCKS, PROOF, TEXT, Thought, entry_of, in_order, thoughts_of, told_count
 from gateway.dialects.anthropic_blocks import Blocks, event, tool_id
 from gateway.dialects.anthropic_request import DISABLED
 from gateway.dialects.arguments import arguments_of, call_of
+from gateway.dialects.bounded import is_list
 from gateway.dialects.shape import EVENT_STREAM
 from gateway.errors import anthropic_error_object
 
@@ -112,20 +113,16 @@ def usage_object(usage: JsonObject) -> JsonObject:
     """Anthropic's usage from OpenAI's: what came from a cache or went into one is no part of `input_tokens`."""
     of_prompt: JsonObject = usage.get("prompt_tokens_details") or {}
     of_answer: JsonObject = usage.get("completion_tokens_details") or {}
-    read, written = _count(of_prompt.get("cached_tokens")), _count(of_prompt.get("cache_write_tokens"))
+    read, written = told_count(of_prompt.get("cached_tokens")), told_count(of_prompt.get("cache_write_tokens"))
     counts: JsonObject = {
         "input_tokens": max(0, usage["prompt_tokens"] - read - written),
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": read,
         "output_tokens": usage["completion_tokens"],
     }
-    if thought := _count(of_answer.get("reasoning_tokens")):
+    if thought := told_count(of_answer.get("reasoning_tokens")):
         counts["output_tokens_details"] = {"thinking_tokens": thought}
     return counts
-
-
-def _count(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -219,10 +216,10 @@ class MessageShape:
         said: list[bytes] = []
         if text := delta.get(TEXT):
             said.append(self._thought(Thought(text, "")))
-        if proof := delta.get(PROOF):
+        if type(proof := delta.get(PROOF)) is str and proof:
             self._told += 1
             said.append(self._thought(Thought("", proof)))
-        for entry in delta.get(BLOCKS) or ():
+        for entry in entries if is_list(entries := delta.get(BLOCKS)) else ():
             self._listed += 1
             if self._listed > self._told and (thought := entry_of(entry)):
                 self._told += 1

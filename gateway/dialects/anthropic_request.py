@@ -13,9 +13,9 @@ from gateway.dialects.anthropic_messages import mark_of, messages_of, missing, s
 from gateway.dialects.anthropic_schema import COUNT_TOKENS_BODY, MESSAGES_BODY, MessagesBody
 from gateway.dialects.bounded import is_list, is_object, read_object
 from gateway.dialects.chat_schema import MAX_MESSAGES, MAX_TOOLS_ELSEWHERE, ChatBody, check
+from gateway.dialects.names import ANTHROPIC
 from gateway.dialects.openai import ChatRequest, chat_request
 
-DIALECT: Final = "anthropic"
 SCHEMA_NAME: Final = "answer"
 DISABLED: Final = "disabled"
 # Up to so many tokens of thinking a request counts as one for little of it; above the second as one for much.
@@ -103,7 +103,7 @@ def _request(document: JsonObject) -> ChatRequest:
         chat = chat_request(body, wide=True)
     except BadRequest as error:
         raise _in_our_words(error) from None
-    return replace(chat, dialect=DIALECT, asked=_asked(document))
+    return replace(chat, dialect=ANTHROPIC, asked=_asked(document))
 
 
 def _asked(document: JsonObject) -> JsonObject:

@@ -23,8 +23,9 @@ def arguments_of(text: str) -> Any:
     """A call's arguments: as the model wrote them, or of what broke off in the middle the part that can be read."""
     try:
         if type(orjson.loads(text)) is dict:
-            # Not read and written anew: numbers stay as long as they are.
-            return orjson.Fragment(text)
+            # Not read and written anew: numbers stay as long as they are. An end of a line, which can only be white
+            # space here, would end the one that this becomes a part of.
+            return orjson.Fragment(text.replace("\n", " ").replace("\r", " "))
         return {}
     except orjson.JSONDecodeError:
         pass

@@ -27,11 +27,11 @@ from gateway.dialects.chat_schema import (
     check,
     check_length,
 )
+from gateway.dialects.names import COMPLETIONS
 from gateway.dialects.openai import ChatRequest, ChunkShape, chat_request, schemas_of
 from gateway.dialects.shape import EVENT_STREAM
 from gateway.errors import error_object
 
-DIALECT: Final = "completions"
 ENDPOINT: Final = "/v1/completions"
 DEFAULT_TOKENS: Final = 16
 """OpenAI's limit of this endpoint's answers, where the request names none."""
@@ -116,7 +116,7 @@ def _request(body: JsonObject, prompt: str, place: int, repeated: JsonObject) ->
     """The chat request for the prompt at this place among those of its request."""
     request = chat_request({**body, "messages": [{"role": "user", "content": prompt}]})
     first = {"first_index": place * request.answers} if place else {}
-    return replace(request, dialect=DIALECT, asked=repeated | first)
+    return replace(request, dialect=COMPLETIONS, asked=repeated | first)
 
 
 def told(failure: Failure) -> Failure:

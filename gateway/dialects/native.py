@@ -19,6 +19,7 @@ from gateway.dialects.bounded import metadata_with_bodys, read_object
 from gateway.dialects.chat_schema import TokenLimit, check
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS_ENDPOINT
 from gateway.dialects.embeddings import EmbeddingsRequest, embeddings_object, embeddings_request
+from gateway.dialects.names import PROMPT
 from gateway.dialects.openai import (
     CHAT_ENDPOINT,
     ChatRequest,
@@ -27,7 +28,7 @@ from gateway.dialects.openai import (
     completion_object,
     schemas_of,
 )
-from gateway.dialects.surfaces import PROMPT, answered_by, surface_of
+from gateway.dialects.surfaces import answered_by, surface_of
 from gateway.errors import error_fields
 from gateway.idempotency import parse_key
 

@@ -35,13 +35,10 @@ from gateway.dialects.embeddings import (
     Text,
     embeddings_request,
 )
+from gateway.dialects.names import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_EMBEDDINGS, OLLAMA_GENERATE
 from gateway.dialects.ollama_messages import content_of, messages_of
 from gateway.dialects.openai import ChatRequest, chat_request
 
-CHAT: Final = "ollama-chat"
-GENERATE: Final = "ollama-generate"
-EMBED: Final = "ollama-embed"
-EMBEDDINGS: Final = "ollama-embeddings"
 LATEST: Final = ":latest"
 MAX_IMAGES: Final = 64
 
@@ -228,7 +225,7 @@ def parse_chat(raw: bytes, known: Container[str]) -> ChatRequest | Idle:
     body["messages"] = list(messages_of(asked["messages"]))
     if asked.get("tools"):
         body["tools"] = [{**tool, "type": tool.get("type") or "function"} for tool in asked["tools"]]
-    return _request(asked, body, CHAT)
+    return _request(asked, body, OLLAMA_CHAT)
 
 
 def parse_generate(raw: bytes, known: Container[str]) -> ChatRequest | Idle:
@@ -245,7 +242,7 @@ def parse_generate(raw: bytes, known: Container[str]) -> ChatRequest | Idle:
     user = {"role": "user", "content": content_of(asked.get("prompt") or "", asked.get("images"), "images")}
     system: list[JsonObject] = [{"role": "system", "content": asked["system"]}] if asked.get("system") else []
     body["messages"] = [*system, user]
-    return _request(asked, body, GENERATE)
+    return _request(asked, body, OLLAMA_GENERATE)
 
 
 def _schemas(asked: JsonObject) -> Iterator[tuple[str, JsonObject]]:
@@ -340,14 +337,14 @@ def parse_embed(raw: bytes, known: Container[str]) -> EmbeddingsRequest | Idle:
     """The request for embeddings in a body of `/api/embed`. Raises BadRequest naming the field, ModelNotFound."""
     asked = read_object(raw, lambda _: (), most_values=MAX_VALUES)
     check(EMBED_BODY, asked)
-    return _embedding(asked, asked.get("input"), known, EMBED)
+    return _embedding(asked, asked.get("input"), known, OLLAMA_EMBED)
 
 
 def parse_embeddings(raw: bytes, known: Container[str]) -> EmbeddingsRequest | Idle:
     """The one in a body of the older `/api/embeddings`. Raises BadRequest naming the field, ModelNotFound."""
     asked = read_object(raw, lambda _: ())
     check(EMBEDDINGS_BODY, asked)
-    return _embedding(asked, asked.get("prompt"), known, EMBEDDINGS)
+    return _embedding(asked, asked.get("prompt"), known, OLLAMA_EMBEDDINGS)
 
 
 def _embedding(asked: JsonObject, given: Any, known: Container[str], dialect: str) -> EmbeddingsRequest | Idle:

@@ -214,7 +214,15 @@ class LineShape:
         at_s, rest_ms = divmod(self._now_ms(), 1000)
         if at_s != self._at_s:  # only once a second: to write a date costs as much as all else in a line
             self._at_s, self._prefix = at_s, self._head + _second(at_s).encode()
-        return b'%b.%03dZ",%b\n' % (self._prefix, rest_ms, orjson.dumps({**self._voice(said), **more})[1:])
+        told = orjson.dumps({**self._voice(said), **more})[1:]
+        return b'%b.%03dZ",%b\n' % (self._prefix, rest_ms, told if told.isascii() else _in_one_line(told))
+
+
+def _in_one_line(told: bytes) -> bytes:
+    """The JSON without what else Unicode calls an end of a line: Ollama's own client splits streams there, too."""
+    return (
+        told.replace(b"\xc2\x85", b"\\u0085").replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    )
 
 
 def _logprobs(choice: JsonObject) -> JsonObject:

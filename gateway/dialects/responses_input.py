@@ -12,11 +12,11 @@ from typing import Any, Final
 from common.contracts import Failure, JsonObject, pool_of
 from common.errors import BadRequest
 from gateway.dialects.bounded import is_object, read_object
+from gateway.dialects.names import RESPONSES
 from gateway.dialects.openai import ChatRequest, chat_request
 from gateway.dialects.responses_schema import ResponsesBody, check_response, response_schemas
 from gateway.dialects.responses_turns import Turns, check_calls, turns_of
 
-DIALECT: Final = "responses"
 ENDPOINT: Final = "/v1/responses"
 _JOB: Final = "job_"
 _RESPONSE: Final = "resp_"
@@ -78,14 +78,14 @@ def response_request(body: JsonObject, before: Turns | None = None) -> ChatReque
     chat: JsonObject = {name: value for name, value in body.items() if name not in _MADE}
     chat |= {name: body[name] for name in _SAME if body.get(name) is not None}
     chat |= {name: value for name, value in _renamed(body).items() if value is not None}
-    turns = (before or Turns()).followed_by(turns_of(body["input"]))
+    turns = turns_of(body["input"], before)
     check_calls(turns.messages)
     chat["messages"] = [*opening, *turns.messages]
     try:
         request = chat_request(chat)
     except BadRequest as error:
         raise in_response(error) from None
-    return replace(request, stream=bool(body.get("stream")), dialect=DIALECT, asked=_asked(body) | turns.asked())
+    return replace(request, stream=bool(body.get("stream")), dialect=RESPONSES, asked=_asked(body) | turns.asked())
 
 
 def in_response(error: BadRequest) -> BadRequest:

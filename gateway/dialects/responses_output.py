@@ -13,7 +13,7 @@ from common.queue import Record
 from common.runs import in_order
 from gateway.dialects.responses_input import response_id
 from gateway.dialects.responses_items import INCOMPLETE, Event, Output
-from gateway.dialects.responses_turns import Known, Turns, input_items, input_turns, turns_of
+from gateway.dialects.responses_turns import Known, Turns, gone_on, input_items, input_turns
 from gateway.errors import row_of
 
 _STATUSES: Final = {
@@ -176,7 +176,7 @@ def recorded_response(record: Record) -> bytes:
 def conversation(job: Job, result: bytes) -> Turns:
     """What a response that goes on from this one begins with: all but its instructions, and what it said."""
     said = _stored_items(job.id, orjson.loads(result)["choices"][0])
-    return input_turns(job).followed_by(turns_of([*map(Known, said)]))
+    return gone_on(input_turns(job), [*map(Known, said)])
 
 
 def items_by_id(record: Record) -> dict[str, Known]:

@@ -17,13 +17,14 @@ MOST_REFERENCED: Final = 128
 def referenced(body: JsonObject) -> dict[str, list[str]]:
     """The items that a checked request names, by their response's digits (the end of its id). Raises BadRequest."""
     named: dict[str, list[str]] = {}
+    seen: set[str] = set()
     for index, item_id in _references(body):
         if (found := ITEM_ID.fullmatch(item_id)) is None:
             raise _unknown(index, item_id)
-        ids = named.setdefault(found[1], [])
-        if item_id in ids:
+        if item_id in seen:
             raise BadRequest(f"input[{index}].id: this item stands here already.", param=f"input[{index}].id")
-        ids.append(item_id)
+        seen.add(item_id)
+        named.setdefault(found[1], []).append(item_id)
     if len(named) > MOST_REFERENCED:
         raise BadRequest(f"input: names items of more than {MOST_REFERENCED} responses.", param="input")
     return named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|fco)_([0-9a-f]{32})_((?:in)?[0-9]{1,9
 """Whose items we know: the digits of the response, and the item's place in it, `in…` in its input."""
 _KINDS: Final = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
 _ITEMS: Final = "items"
+_CALLS: Final = "tool_calls"
 
 
 def response_item_id(job_id: str, kind: str, number: int | str) -> str:
@@ -39,6 +40,11 @@ class Origin:
     place: str = ""
     length: int = 0
 
+    @property
+    def is_said(self) -> bool:
+        """Whether a response said it, and no caller."""
+        return self.place.isdecimal()
+
     def entry(self) -> str:
         """It as a text, without its response."""
         return f"{self.place}:{self.length}" if self.length else self.place
@@ -50,50 +56,74 @@ class Origin:
         return cls(found[1], found[2], length) if found else cls(length=length)
 
 
+@dataclass(slots=True)
+class _Turn:
+    """A message that is being made. `pieces`: its text, where more than one item are; joined when all are there."""
+
+    message: JsonObject
+    texts: list[Origin]
+    calls: list[Origin] = field(default_factory=list[Origin])
+    pieces: list[str] = field(default_factory=list[str])
+
+    def reopened(self) -> _Turn:
+        """One like it that may be changed."""
+        calls = {_CALLS: [*self.message[_CALLS]]} if self.message.get(_CALLS) else {}
+        return _Turn({**self.message, **calls}, [*self.texts], [*self.calls])
+
+    def is_empty(self) -> bool:
+        """Whether it says nothing; it may call."""
+        return not self.message.get("content") and not self.message.get("refusal")
+
+
 @dataclass(frozen=True, slots=True)
 class Turns:
     """Chat messages, and where each of the items comes from that they stand for: in each the texts, then the calls."""
 
-    messages: list[JsonObject] = field(default_factory=list[JsonObject])
-    origins: list[Origin] = field(default_factory=list[Origin])
+    turns: list[_Turn] = field(default_factory=list[_Turn])
 
-    def followed_by(self, others: Turns) -> Turns:
-        """These and then the others."""
-        return Turns([*self.messages, *others.messages], [*self.origins, *others.origins])
+    @property
+    def messages(self) -> list[JsonObject]:
+        """The chat messages."""
+        return [turn.message for turn in self.turns]
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Of each item."""
+        return [one for turn in self.turns for one in (*turn.texts, *turn.calls)]
 
     def asked(self) -> JsonObject:
         """What a job has to keep of the origins."""
-        if not any(one.response or one.length for one in self.origins):
+        origins = self.origins
+        if not any(one.response or one.length for one in origins):
             return {}
-        groups = groupby(self.origins, key=lambda one: one.response)
+        groups = groupby(origins, key=lambda one: one.response)
         return {_ITEMS: [[response, [one.entry() for one in group]] for response, group in groups]}
 
 
 # --- items to messages ------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Turn:
-    """A message that is being made."""
+def turns_of(given: str | list[JsonObject], before: Turns | None = None) -> Turns:
+    """The turns that checked input stands for, after those before. Raises BadRequest where it holds no message."""
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if all(kind_of(item) == "reasoning" for item in items):
+        raise BadRequest("input: holds no message.", param="input")
+    return gone_on(before or Turns(), items)
 
-    message: JsonObject
-    texts: list[Origin]
-    calls: list[Origin] = field(default_factory=list[Origin])
 
-
-def turns_of(given: str | list[JsonObject]) -> Turns:
-    """The turns that checked input stands for. Raises BadRequest where there are none.
+def gone_on(before: Turns, items: Sequence[JsonObject]) -> Turns:
+    """The turns before and those that the items stand for. Raises BadRequest where one is but a reference.
 
     What one turn of the assistant says and calls is one message. Reasoning is not passed on: few servers take it back.
     """
-    if isinstance(given, str):
-        return Turns([{"role": "user", "content": given}], [Origin()])
-    turns: list[_Turn] = []
-    for item in given:
+    turns = [*before.turns]
+    turns[-1:] = [turn.reopened() for turn in turns[-1:]]
+    for item in items:
         _add_item(turns, item)
-    if not turns:
-        raise BadRequest("input: holds no message.", param="input")
-    return Turns([turn.message for turn in turns], [one for turn in turns for one in (*turn.texts, *turn.calls)])
+    for turn in turns:
+        if turn.pieces:
+            turn.message["content"], turn.pieces = "".join(turn.pieces), []
+    return Turns(turns)
 
 
 def check_calls(messages: Sequence[JsonObject]) -> None:
@@ -132,36 +162,50 @@ def _add_item(turns: list[_Turn], item: JsonObject) -> None:
 
 
 def _add_said(turns: list[_Turn], item: JsonObject) -> None:
-    said = _said(item["content"])
-    last = turns[-1] if turns else None
-    if last is None or not _goes_on(last, item):
-        turns.append(_Turn({"role": "assistant", **said}, [Origin.of(item)]))
+    said, origin = _said(item["content"]), Origin.of(item)
+    last = turns[-1] if turns and turns[-1].message["role"] == "assistant" else None
+    if last is None:
+        turns.append(_Turn({"role": "assistant", **said}, [origin]))
     elif said == {"content": ""}:
         pass
-    elif not last.message.get("content") and not last.message.get("refusal"):
+    elif last.is_empty():
         last.message |= said
-        last.texts = [Origin.of(item)]
-    elif _is_text(last.message) and _is_text(said):
-        if len(last.texts) == 1:
-            first = last.texts[0]
-            last.texts = [Origin(first.response, first.place, len(last.message["content"]))]
-        last.texts.append(Origin.of(item, len(said["content"])))
-        last.message["content"] += said["content"]
-    else:
+        last.texts = [origin]
+    elif _is_text(last.message) and _is_text(said) and _goes_on(last, origin):
+        _join(last, origin, said["content"])
+    elif last.calls:
         # What was said first goes before: nothing may stand between calls and their outputs.
-        calls = last.message.pop("tool_calls")
-        turns.insert(-1, _Turn(last.message, last.texts))
-        last.message, last.texts = {"role": "assistant", **said, "tool_calls": calls}, [Origin.of(item)]
+        turns[-1:] = [*_apart(last), _Turn({"role": "assistant", **said, _CALLS: last.message[_CALLS]}, [origin])]
+        turns[-1].calls = last.calls
+    else:
+        turns.append(_Turn({"role": "assistant", **said}, [origin]))
 
 
-def _goes_on(last: _Turn, item: JsonObject) -> bool:
-    """Whether an item that is said belongs to the message before: one of calls, or of the same earlier response."""
-    if last.message["role"] != "assistant":
+def _goes_on(last: _Turn, origin: Origin) -> bool:
+    """Whether a text belongs to the text before: the next that a response said, or one of a caller around a call."""
+    before = last.texts[-1]
+    if before.response != origin.response or before.is_said != origin.is_said:
         return False
-    if last.message.get("tool_calls"):
-        return True
-    response = Origin.of(item).response
-    return response != "" and response == last.texts[-1].response and _is_text(last.message)
+    return int(before.place) < int(origin.place) if origin.is_said else bool(last.calls)
+
+
+def _join(last: _Turn, origin: Origin, text: str) -> None:
+    last.pieces = last.pieces or [last.message["content"]]
+    if len(last.texts) == 1:
+        last.texts = [replace(last.texts[0], length=len(last.pieces[0]))]
+    last.texts.append(replace(origin, length=len(text)))
+    last.pieces.append(text)
+
+
+def _apart(turn: _Turn) -> Iterator[_Turn]:
+    """What a turn says, without its calls: texts of a caller, that were one only around those, are messages again."""
+    message = {name: value for name, value in turn.message.items() if name != _CALLS}
+    if len(turn.texts) == 1 or turn.texts[0].is_said:
+        yield _Turn(message, turn.texts, pieces=turn.pieces)
+        return
+    texts = _texts("".join(turn.pieces) or message["content"], iter(turn.texts))
+    for origin, text in texts:
+        yield _Turn({**message, "content": text}, [replace(origin, length=0)])
 
 
 def _is_text(message: JsonObject) -> bool:
@@ -170,11 +214,15 @@ def _is_text(message: JsonObject) -> bool:
 
 def _said(content: str | list[JsonObject]) -> JsonObject:
     """An assistant's content: a refusal stands beside a text, as servers know it."""
-    if is_list(content) and (not content or content[-1]["type"] == "refusal") and len(content) <= 2:
-        texts: list[str] = [part.get("text", "") for part in content[:-1]]
-        refusal = {"refusal": content[-1]["refusal"]} if content else {}
-        return {"content": "".join(texts), **refusal}
-    return {"content": _content(content)}
+    match content:
+        case []:
+            return {"content": ""}
+        case [{"type": "refusal", "refusal": refusal}]:
+            return {"content": "", **({"refusal": refusal} if refusal else {})}
+        case [{"type": "input_text" | "output_text", "text": text}, {"type": "refusal", "refusal": refusal}]:
+            return {"content": text, **({"refusal": refusal} if refusal else {})}
+        case _:
+            return {"content": _content(content)}
 
 
 def _add_call(turns: list[_Turn], item: JsonObject) -> None:
@@ -182,10 +230,10 @@ def _add_call(turns: list[_Turn], item: JsonObject) -> None:
     if not turns or turns[-1].message["role"] != "assistant":
         turns.append(_Turn({"role": "assistant", "content": None}, []))
     last = turns[-1]
-    if last.message["content"] == "" and not last.message.get("refusal"):
+    if last.is_empty():
         last.message["content"], last.texts = None, []
     call = {"id": item["call_id"], "type": "function", "function": function}
-    last.message.setdefault("tool_calls", []).append(call)
+    last.message.setdefault(_CALLS, []).append(call)
     last.calls.append(Origin.of(item))
 
 
@@ -200,7 +248,8 @@ def _content(content: str | list[JsonObject]) -> Any:
 def _part(part: JsonObject) -> JsonObject:
     match part["type"]:
         case "input_image":
-            detail = {"detail": part["detail"]} if part.get("detail") else {}
+            # Unsaid it means the same; an item that is listed has to say it.
+            detail = {"detail": part["detail"]} if part.get("detail") not in (None, "", "auto") else {}
             return {"type": "image_url", "image_url": {"url": part["image_url"], **detail}}
         case "input_file":
             file = {name: part[name] for name in ("filename", "file_data") if part.get(name) is not None}
@@ -216,10 +265,12 @@ def _part(part: JsonObject) -> JsonObject:
 # --- messages to items ------------------------------------------------------------------------------------------------
 
 
+_Pairs = list[tuple[Origin, JsonObject]]
+
+
 def input_turns(job: Job) -> Turns:
     """The turns that a response was made from, but for its instructions; what it goes on from is among them."""
-    pairs = _pairs(job)
-    return Turns(_spoken(job), [origin for message in pairs for origin, _ in message])
+    return Turns([_turn(message, pairs) for message, pairs in zip(_spoken(job), _pairs(job), strict=True)])
 
 
 def input_items(job: Job) -> list[JsonObject]:
@@ -227,7 +278,7 @@ def input_items(job: Job) -> list[JsonObject]:
     return [_named(*pair) for message in _pairs(job) for pair in _as_said(message)]
 
 
-def _pairs(job: Job) -> list[list[tuple[Origin, JsonObject]]]:
+def _pairs(job: Job) -> list[_Pairs]:
     """Each message's items with their origins: its texts, then its calls."""
     own = job.id[-32:]
     numbers = count()
@@ -240,11 +291,24 @@ def _pairs(job: Job) -> list[list[tuple[Origin, JsonObject]]]:
     return [[*_items(message, origins)] for message in _spoken(job)]
 
 
-def _as_said(pairs: list[tuple[Origin, JsonObject]]) -> list[tuple[Origin, JsonObject]]:
-    """One message's items; those that a response said as it said them, where calls and texts took turns."""
-    if len({origin.response for origin, _ in pairs}) > 1 or any(origin.place.startswith("in") for origin, _ in pairs):
-        return pairs
-    return sorted(pairs, key=lambda pair: int(pair[0].place))
+def _turn(message: JsonObject, pairs: _Pairs) -> _Turn:
+    texts, calls = _texts_and_calls(pairs)
+    return _Turn(message, [origin for origin, _ in texts], [origin for origin, _ in calls])
+
+
+def _texts_and_calls(pairs: _Pairs) -> tuple[_Pairs, _Pairs]:
+    calls = sum(1 for _, item in pairs if item["type"] == "function_call")
+    return pairs[: len(pairs) - calls], pairs[len(pairs) - calls :]
+
+
+def _as_said(pairs: _Pairs) -> _Pairs:
+    """One message's items in an order that makes it again: as a response said them; else texts around a call."""
+    texts, calls = _texts_and_calls(pairs)
+    if len({origin.response for origin, _ in pairs}) == 1 and all(origin.is_said for origin, _ in pairs):
+        places = [[int(origin.place) for origin, _ in some] for some in (texts, calls)]
+        if all(some == sorted(some) for some in places):
+            return sorted(pairs, key=lambda pair: int(pair[0].place))
+    return [*texts[:1], *calls[:1], *texts[1:], *calls[1:]]
 
 
 def _named(origin: Origin, item: JsonObject) -> JsonObject:
@@ -280,12 +344,12 @@ def _items(message: JsonObject, origins: Iterator[Origin]) -> Iterator[tuple[Ori
 
 def _texts(content: Any, origins: Iterator[Origin]) -> Iterator[tuple[Origin, Any]]:
     """A message's content, in the pieces that are items of their own."""
-    origin = next(origins)
-    while origin.length and type(content) is str and len(content) > origin.length:
-        yield origin, content[: origin.length]
-        content = content[origin.length :]
+    origin, begin = next(origins), 0
+    while origin.length and type(content) is str and len(content) > begin + origin.length:
+        yield origin, content[begin : begin + origin.length]
+        begin += origin.length
         origin = next(origins)
-    yield origin, content
+    yield origin, content[begin:] if begin else content
 
 
 def _shown(content: Any, *, said: bool) -> list[JsonObject]:

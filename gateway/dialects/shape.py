@@ -16,6 +16,9 @@ KEEP_ALIVE: Final = b": keep-alive\n"
 RETRY_MS: Final = 1_000
 RETRY: Final = f"retry: {RETRY_MS}\n".encode()
 
+UNSHAPEABLE: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What is raised by a shape whose answer is not what answers are: of a server that was believed too much."""
+
 
 class Shape(Protocol):
     """Makes the bytes of one reader's stream, called in the order of the stream. It may keep what it has said.

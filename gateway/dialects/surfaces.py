@@ -9,11 +9,20 @@ from typing import Final
 import orjson
 
 from common.contracts import Failure, Job, Outcome
-from gateway.dialects import completions, ollama, ollama_answers
+from gateway.dialects import completions, ollama_answers
 from gateway.dialects.anthropic import MessageShape, message
 from gateway.dialects.embeddings import embeddings_object
+from gateway.dialects.names import (
+    ANTHROPIC,
+    COMPLETIONS,
+    OLLAMA_CHAT,
+    OLLAMA_EMBED,
+    OLLAMA_EMBEDDINGS,
+    OLLAMA_GENERATE,
+    PROMPT,
+    RESPONSES,
+)
 from gateway.dialects.openai import ChunkShape, completion
-from gateway.dialects.responses_input import DIALECT as RESPONSES
 from gateway.dialects.responses_input import ENDPOINT as RESPONSES_ENDPOINT
 from gateway.dialects.responses_input import told as responses_told
 from gateway.dialects.responses_output import whole_response
@@ -75,22 +84,20 @@ def _lines(job: Job, created_s: int) -> Shape:
     return ollama_answers.LineShape(job, lambda: created_s * 1000, ollama_answers.as_message)
 
 
-PROMPT: Final = "prompt"
-
 SURFACES: Final[dict[str, Surface]] = {
-    completions.DIALECT: Surface(
+    COMPLETIONS: Surface(
         completions.ENDPOINT,
         completions.text_completion,
         completions.TextShape,
         lambda failure: openai_error(completions.told(failure)),
     ),
-    ollama.CHAT: _ollama("/api/chat", ollama_answers.as_message),
-    ollama.GENERATE: _ollama("/api/generate", ollama_answers.as_response),
-    ollama.EMBED: Surface(
+    OLLAMA_CHAT: _ollama("/api/chat", ollama_answers.as_message),
+    OLLAMA_GENERATE: _ollama("/api/generate", ollama_answers.as_response),
+    OLLAMA_EMBED: Surface(
         "/api/embed", ollama_answers.embed_answer, _lines, ollama_error, ollama_answers.timed_embeddings
     ),
-    ollama.EMBEDDINGS: Surface("/api/embeddings", ollama_answers.embeddings_answer, _lines, ollama_error),
-    "anthropic": Surface("/v1/messages", message, lambda job, _: MessageShape(job), anthropic_error),
+    OLLAMA_EMBEDDINGS: Surface("/api/embeddings", ollama_answers.embeddings_answer, _lines, ollama_error),
+    ANTHROPIC: Surface("/v1/messages", message, lambda job, _: MessageShape(job), anthropic_error),
     PROMPT: Surface("/prompt", _chat, _chunks, _problem, refused_as=PROBLEM_JSON),
     RESPONSES: Surface(
         RESPONSES_ENDPOINT, whole_response, ResponseShape, lambda failure: openai_error(responses_told(failure))

@@ -28,9 +28,9 @@ from gateway.answers import (
     wait_for_end,
 )
 from gateway.auth import Principal
+from gateway.dialects.names import RESPONSES
 from gateway.dialects.native import parse_options
 from gateway.dialects.responses_input import (
-    DIALECT,
     in_response,
     job_id_of,
     read_response_request,
@@ -127,7 +127,7 @@ async def _find(parts: Parts, principal: Principal, text: str) -> Record | None:
     if job_id is None or pool_of(job_id) not in parts.settings.all_pools:
         return None
     record = await record_of(parts, job_id)
-    if record is None or record.job.tenant != principal.tenant or record.job.dialect != DIALECT:
+    if record is None or record.job.tenant != principal.tenant or record.job.dialect != RESPONSES:
         return None
     return record if record.job.asked.get("store") else None
 

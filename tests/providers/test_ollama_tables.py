@@ -215,6 +215,13 @@ def test_tool_calls_get_ids_and_go_on_counting_over_lines() -> None:
     assert last.choices[0]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize("told", [{}, {"top_logprobs": 5}, {"top_logprobs": [{"token": "a"}]}])
+def test_a_log_probability_that_is_none_breaks_the_protocol(told: JsonObject) -> None:
+    entry = {"token": "a", "logprob": -0.5, **told} if told else "a"
+    with pytest.raises(UpstreamProtocolError):
+        ollama.from_wire({"message": {"content": "a"}, "logprobs": [entry], "done": False})
+
+
 @pytest.mark.parametrize("tool", ["f", {}, {"function": "f"}])
 def test_a_tool_call_without_a_function_breaks_the_protocol(tool: Any) -> None:
     with pytest.raises(UpstreamProtocolError):

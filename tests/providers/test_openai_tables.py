@@ -177,6 +177,43 @@ def test_a_streamed_event_becomes_a_chunk(event: JsonObject, chunk: Chunk | None
     assert openai.from_wire(event) == chunk
 
 
+ENTRY: JsonObject = {"token": "a", "logprob": -0.5, "bytes": None}
+
+
+@pytest.mark.parametrize("field", ["content", "refusal"])
+@pytest.mark.parametrize(
+    ("entry", "kept"),
+    [
+        (ENTRY, True),
+        ({"token": "a", "logprob": -1, "top_logprobs": [ENTRY]}, True),
+        ({**ENTRY, "top_logprobs": None}, True),
+        ({"token": "a"}, False),
+        ({"logprob": -0.5}, False),
+        ("a", False),
+        ({**ENTRY, "token": 5}, False),
+        ({**ENTRY, "logprob": None}, False),
+        ({**ENTRY, "logprob": True}, False),
+        ({**ENTRY, "top_logprobs": {"a": -0.5}}, False),
+        ({**ENTRY, "top_logprobs": [{"token": "a"}]}, False),
+        ({**ENTRY, "top_logprobs": ["a"]}, False),
+    ],
+)
+def test_log_probabilities_that_are_none_are_dropped(field: str, entry: Any, kept: bool) -> None:
+    told = {field: [ENTRY, entry]}
+    chunk = openai.from_wire({"choices": [{**_choice({"content": "aa"}), "logprobs": told}]})
+    assert chunk is not None
+    assert chunk.choices[0]["logprobs"] == (told if kept else None)
+
+
+def test_extras_of_another_type_than_theirs_are_dropped() -> None:
+    sound = {"annotations": [{}], "reasoning_blocks": [{}], "reasoning_signature": "s"}
+    for extras in (sound, dict.fromkeys(sound)):
+        chunk = openai.from_wire({"choices": [_choice({"content": "a", **extras})]})
+        assert chunk == Chunk([_choice({"content": "a", **extras})])
+    wrong = {"annotations": {"0": {}}, "reasoning_blocks": 5, "reasoning_signature": {"a": 1}}
+    assert openai.from_wire({"choices": [_choice({"content": "a", **wrong})]}) == Chunk([_choice({"content": "a"})])
+
+
 @pytest.mark.parametrize(
     ("event", "error"),
     [

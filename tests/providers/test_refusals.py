@@ -51,9 +51,10 @@ def test_neither_what_was_found_in_a_prompt_nor_whose_account_it_is_is_passed_on
 
 
 def test_the_words_are_judged_as_they_came_and_passed_on_without_the_prompt() -> None:
-    [said, *_] = SPOKEN["context_length_exceeded"]
-    assert "[text]" in str(_error(said))
-    kind, status, _ = said
+    [(kind, status, _), *_] = SPOKEN["context_length_exceeded"]
+    quoted = "'prompt is too long: 9 tokens > 8 maximum', said the server of what was sent to it"
+    error = _error((kind, status, {"error": {"message": f"`{quoted}`"}}), PROMPT)
+    assert (error.failure.code, str(error)) == ("context_length_exceeded", "[text]")
     message = f"prompt is too long: 9 tokens > 8 maximum, in {PROMPT}"
     error = _error((kind, status, {"error": {"message": message}}), PROMPT)
     assert error.failure.code == "context_length_exceeded"

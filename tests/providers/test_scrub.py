@@ -24,6 +24,23 @@ from workers.providers.upstream import MAX_RETRY_AFTER_S, retry_after_s
         ("limit of organization `org_01abcdef23` in proj-9876fedc", "limit of organization `[account]` in [account]"),
         ("not json: 'a very long quotation of what somebody wrote in a prompt'", "not json: [text]"),
         (
+            "messages with role 'tool' must be a response to a preceding message with 'tool_calls'.",
+            "messages with role 'tool' must be a response to a preceding message with 'tool_calls'.",
+        ),
+        (
+            "This model's maximum context length is 8192 tokens. However, you've requested 9000 tokens.",
+            "This model's maximum context length is 8192 tokens. However, you've requested 9000 tokens.",
+        ),
+        (
+            "input length and `max_tokens` exceed context limit, decrease input length or `max_tokens` and try again",
+            "input length and `max_tokens` exceed context limit, decrease input length or `max_tokens` and try again",
+        ),
+        (
+            "can't read \"it's a long text, 'with quotations' in it, that somebody wrote\" at 'line' 3",
+            "can't read [text] at 'line' 3",
+        ),
+        ("'tis `what somebody wrote in a prompt, at some length`", "'tis [text]"),
+        (
             "Input should be valid [type=x, input_value='my secret prompt', input_type=str]",
             "Input should be valid [type=x, [input]",
         ),
@@ -44,6 +61,7 @@ def test_messages_are_one_short_line(text: str) -> None:
 def test_a_long_message_costs_little() -> None:
     assert len(safe("'" * 5_000_000)) <= MAX_CHARACTERS
     assert len(safe("a " * 5_000_000)) == MAX_CHARACTERS
+    assert len(safe("'a " * 5_000_000)) <= MAX_CHARACTERS
 
 
 def test_every_text_of_a_prompt_is_known_whole_and_line_by_line() -> None:

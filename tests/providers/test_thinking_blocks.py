@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import orjson
@@ -155,6 +156,68 @@ def test_whatever_was_thought_wherever_goes_out_and_comes_back_as_it_was(
     assert ways_out(blocks) == [merged(blocks)] * 6
     assert wire(blocks)["messages"][1]["content"] == blocks
     assert wire(merged(blocks))["messages"][1]["content"] == merged(blocks)
+
+
+MARK: JsonObject = {"cache_control": {"type": "ephemeral"}}
+parts = st.lists(st.tuples(st.text("ab \n", max_size=4), st.booleans()), max_size=5)
+
+
+def spoken(given: list[tuple[str, bool]], places: list[int]) -> list[JsonObject]:
+    """The turn's blocks, put together character by character: a text ends where its part does, or a thought stands."""
+    ends = [0, *places, 1_000]
+    characters = [(number, at, one) for number, (words, _) in enumerate(given) for at, one in enumerate(words)]
+    blocks: list[JsonObject] = []
+    here = 0
+    for number, end in enumerate(ends[1:]):
+        stretch, here = characters[here : max(end, here)], max(end, here)
+        for part, (words, marked) in enumerate(given):
+            held = [(at, one) for owner, at, one in stretch if owner == part]
+            said = "".join(one for _, one in held)
+            if said.strip():
+                is_end = held[-1][0] == len(words) - 1
+                blocks.append({"type": "text", "text": said, **(MARK if marked and is_end else {})})
+        if number < len(places):
+            blocks.append({"type": "redacted_thinking", "data": f"x{number}"})
+    return blocks
+
+
+@given(parts, st.lists(st.integers(0, 22), min_size=1, max_size=5))
+def test_parts_of_text_are_cut_where_thoughts_stand_and_keep_their_marks(
+    given_parts: list[tuple[str, bool]], places: list[int]
+) -> None:
+    content = [{"type": "text", "text": words, **(MARK if marked else {})} for words, marked in given_parts]
+    entries = [
+        {"type": "redacted_thinking", "data": f"x{number}", "after": [place, 0]} for number, place in enumerate(places)
+    ]
+    said = {"role": "assistant", "content": content, "reasoning_blocks": entries}
+    asked = wire_of("anthropic", {"messages": [{"role": "user", "content": "go"}, said]})
+    assert asked["messages"][1]["content"] == spoken(given_parts, places)
+
+
+def steps(blocks: list[JsonObject]) -> int:
+    """The calls of functions, ours and Python's, that it takes to send these blocks back to an Anthropic server."""
+    body = parse_message(
+        orjson.dumps({"model": "m", "max_tokens": 9, "messages": [{"role": "assistant", "content": blocks}]})
+    ).body
+    made = 0
+
+    def count(_frame: Any, event: str, _arg: Any) -> None:
+        nonlocal made
+        made += event.endswith("call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        wire_of("anthropic", body)
+    finally:
+        sys.setprofile(before)
+    return made
+
+
+def test_twice_as_many_thoughts_among_twice_as_many_texts_are_twice_the_work() -> None:
+    few, many = (steps([THOUGHT, WORDS] * times) for times in (200, 400))
+    assert few > 200
+    assert many < 2.5 * few
 
 
 @pytest.mark.parametrize("kind", ["openai", "vllm", "llamacpp", "ollama", "gemini", "cohere"])

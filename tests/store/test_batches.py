@@ -18,7 +18,7 @@ from gateway.batches.desk import Held
 from gateway.batches.progress import AT_ONCE
 from gateway.batches.runner import Runner
 from gateway.batches.steps import Steps
-from tests.support.batch_desk import MODEL, Open, ids, line, lines, named
+from tests.support.batch_desk import MODEL, WON, Open, ids, line, lines, named
 from tests.support.runner import until
 from tests.support.seeds import POOL
 
@@ -60,6 +60,22 @@ async def test_a_line_that_fails_goes_into_the_error_file_and_the_others_go_on(d
         assert [told[f"c{number}"]["status_code"] for number in range(3)] == [502, 400, 400]
         assert told["c1"]["body"]["error"]["param"] == "messages"
         assert told["c0"]["body"]["error"]["code"] == "upstream_error"
+
+
+async def test_an_answer_that_cannot_be_told_fails_its_line_alone(desk: Open) -> None:
+    async with desk() as w:
+        made = await w.create(lines(range(3)))
+        held = await w.take()
+        await Steps(w.desk, held).step()
+        await Steps(w.desk, held).step()
+        assert await w.work(replace(WON, result=b'{"choices":[{"index":0}]}'), most=1) == 1
+        await w.work_on(held)
+        batch = await w.batch(made)
+        assert (batch.status, batch.completed, batch.failed) == ("completed", 2, 1)
+        assert ids(await w.file(batch, "output")) == ["c1", "c2"]
+        (row,) = await w.file(batch, "error")
+        assert (row["custom_id"], row["response"]["status_code"]) == ("c0", 500)
+        assert row["response"]["body"]["error"]["code"] == "internal_error"
 
 
 async def test_a_batch_of_failures_alone_is_completed_without_an_output_file(desk: Open) -> None:

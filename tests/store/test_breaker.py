@@ -224,6 +224,27 @@ async def test_a_prober_whose_time_is_up_decides_nothing(redis_server: RedisServ
         assert await r.one.ask(B, "w") is (Verdict.REFUSED if taken_over else Verdict.PROBE)
 
 
+async def test_a_probe_that_is_given_back_may_be_made_at_once_and_decides_nothing(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.probing("w1")
+        assert await r.one.released(B, "w1") == BreakerView(Phase.HALF_OPEN, FAILURES, 0)
+        assert await r.one.ask(B, "w2") is Verdict.PROBE
+        assert (await r.one.succeeded(B, "w1", probe=True)).phase is Phase.HALF_OPEN
+        assert (await r.one.succeeded(B, "w2", probe=True)).phase is Phase.CLOSED
+
+
+async def test_nobody_gives_back_the_probe_of_another_nor_what_is_no_probe(redis_server: RedisServer) -> None:
+    async with rig(redis_server) as r:
+        await r.fail(1)
+        assert await r.one.released(B, "w") == BreakerView(Phase.CLOSED, 1, 0)
+        await r.fail(FAILURES - 1)
+        assert (await r.one.released(B, "w")).phase is Phase.OPEN
+        r.later(COOLOFF_MS + MARGIN_MS)
+        assert await r.one.ask(B, "w") is Verdict.PROBE
+        assert (await r.one.released(B, "other")).retry_ms > 0
+        assert await r.one.ask(B, "other") is Verdict.REFUSED
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 

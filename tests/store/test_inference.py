@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, ClassVar
 
@@ -95,13 +96,13 @@ class Written:
 
 
 async def run(
-    rig: Rig, provider: Scripted, *, deadline_ms: int = 5_000, **job: Any
+    rig: Rig, provider: Scripted, *, deadline_ms: int = 5_000, tokens: TokenCounter | None = None, **job: Any
 ) -> tuple[Settlement | GiveBack, list[Any]]:
     """How the run of a streamed job ended, and all the events that its readers get."""
     written = Written()
     publisher = Publisher(written, rig.clock, worker_id=lambda: "w", refused=lambda _job, _why: None)
     attempts = Attempts(rig.attempts._settings, rig.fleet, {"echo": provider}, rig.clock, rig.metrics)
-    tokens = TokenCounter()
+    tokens = tokens or TokenCounter()
     inference = Inference(attempts, publisher, rig.clock, rig.metrics, tokens, 1_000_000)
     given: dict[str, Any] = {"stream": True} | job
     made = a_job(1, **given)
@@ -243,3 +244,30 @@ async def test_where_it_surely_does_not_fit_it_never_goes_while_another_has_room
         provider = Scripted({"a": [WORD, LAST], "b": [UpstreamUnreachable()]})
         await run(rig, provider, model="sized", prompt_tokens=prompt_tokens)
         assert provider.called == called
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_order_to_stop_while_tokens_are_counted_costs_the_count_and_not_the_answer(
+    redis_server: RedisServer,
+) -> None:
+    begun, held = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def count(_: Sequence[str]) -> int:
+        loop.call_soon_threadsafe(begun.set)
+        held.wait(15)
+        return 1_000
+
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        provider = Scripted({"a": [WORD, LAST], "b": []})
+        running = asyncio.create_task(run(rig, provider, tokens=TokenCounter(count=count)))
+        await asyncio.wait_for(begun.wait(), 15)
+        running.cancel()
+        end, _ = await running
+        held.set()
+        told = outcome_of(end)
+        assert (told.status, running.cancelling()) == (State.SUCCEEDED, 0)
+        assert told.usage is not None
+        assert (told.usage.completion_tokens, told.usage.details) == (1, {"estimated": True})

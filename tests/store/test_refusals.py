@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
+from common.breaker import BreakerStore, BreakerView, Phase, Verdict
 from common.errors import (
     ContentFiltered,
     UpstreamBusy,
@@ -14,7 +17,8 @@ from common.errors import (
     UpstreamUnreachable,
     UpstreamUnsupported,
 )
-from tests.store.test_attempts import Answering, failing, rigs
+from common.store import Store
+from tests.store.test_attempts import Answering, Rig, failing, rigs
 from tests.support.redis_server import RedisServer
 from tests.support.runner import until
 from workers.providers.base import Call
@@ -232,6 +236,84 @@ async def test_where_no_other_kind_is_left_that_is_the_answer(
         missed = await rig.misses(model)
         assert (missed.failure.code, missed.failure.param) == ("upstream_refused", "n")
         assert (missed.missed.may_recur, rig.provider.called) == (False, asked)
+
+
+class Other:
+    """The breakers as another worker of the fleet has them."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._store = Store.from_url(server.url)
+        self.breakers = BreakerStore(self._store, failures=1, cooloff_s=0.2)
+
+    async def aclose(self) -> None:
+        await self._store.close()
+
+
+async def _due(rig: Rig, backend: str) -> None:
+    """Opens the backend's breaker, and returns when its cool-off is over."""
+    rig.fleet.breakers.failed(backend, probe=False)
+    await rig.told()
+    assert rig.fleet.breakers.view(backend).phase is Phase.OPEN
+
+    async def due() -> bool:
+        return rig.fleet.wait_ms(backend) == 0
+
+    await until(due)
+
+
+PROBED: dict[str, Any] = {**MIXED, "breaker_failures": 1, "breaker_cooloff_s": 0.2}
+
+
+async def test_an_ask_that_its_kind_cannot_do_gives_the_probe_back_for_the_next_one(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **PROBED) as (rig,):
+        await _due(rig, "a")
+        rig.provider.does["a"] = failing(UNABLE)
+        assert await rig.answer("mixed") == "from c"
+        await rig.told()
+        assert rig.fleet.breakers.view("a") == BreakerView(Phase.HALF_OPEN, 1, 0)
+        rig.provider.does.clear()
+        assert await rig.answer("mixed") == "from a"
+        await rig.told()
+        assert rig.fleet.breakers.view("a").phase is Phase.CLOSED
+
+
+NARROW: dict[str, Any] = {
+    "backends": [{"name": "a", "kind": "echo", "concurrency": 1}],
+    "models": {"only": at("a")},
+    "breaker_failures": 1,
+    "breaker_cooloff_s": 0.2,
+}
+
+
+async def test_a_probe_that_leaves_the_line_before_its_call_goes_back(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **NARROW) as (rig,), aclosing(Other(redis_server)) as other:
+        line = rig.fleet.slots.lines["a"]
+        await line.take()
+        await _due(rig, "a")
+        assert await other.breakers.ask("a", "other") is Verdict.PROBE
+        await rig.fleet.breakers.refresh()
+        await other.breakers.released("a", "other")
+        asked = asyncio.create_task(rig.answer("only"))
+
+        async def waits() -> bool:
+            return line.waiting == 1
+
+        await until(waits)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        await rig.told()
+        assert await other.breakers.ask("a", "other") is Verdict.PROBE
+        assert rig.provider.called == []
+        line.give()
+
+
+async def test_what_was_not_called_is_not_timed_as_a_call(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **MIXED) as (rig,):
+        rig.provider.does["a"] = failing(UNABLE)
+        assert await rig.answer("mixed") == "from c"
+        timed = [rig.value("upstream_seconds_count", backend=name) for name in "ac"]
+        assert timed == [0, 1]
+        assert rig.value("upstream_errors_total", backend="a", code="upstream_refused") == 0
 
 
 async def test_what_a_kind_cannot_do_hides_no_failure_that_may_pass(redis_server: RedisServer) -> None:

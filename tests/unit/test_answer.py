@@ -158,6 +158,15 @@ def test_fields_that_nobody_knows_yet_are_kept() -> None:
     assert message["audio"] == {"id": "x"}
 
 
+@pytest.mark.parametrize("name", ["annotations", "audio", "token_ids"])
+def test_a_field_whose_type_changes_has_what_came_last(name: str) -> None:
+    given = [1]
+    chunks = [_chunk({name: 1}), _chunk({name: given}), _chunk({name: [2]})]
+    assert _result(*chunks)["choices"][0]["message"][name] == [1, 2]
+    assert given == [1]
+    assert _result(*chunks, _chunk({name: 3}))["choices"][0]["message"][name] == 3
+
+
 def test_extra_keys_stand_beside_the_choices() -> None:
     chunk = Chunk([], None, {"system_fingerprint": "fp"})
     assert _result(_chunk({"content": "a"}), chunk)["system_fingerprint"] == "fp"

@@ -304,6 +304,16 @@ def test_a_call_of_a_stored_answer_needs_no_index() -> None:
     assert [(block["id"], block["input"]) for block in found] == [("c0", {"a": 1}), ("c1", {"a": 1})]
 
 
+@pytest.mark.parametrize(
+    "junk", [{"reasoning_blocks": 5}, {"reasoning_blocks": [5, {"type": "x"}]}, {"reasoning_signature": {"a": 1}}]
+)
+def test_blocks_and_signatures_that_are_none_are_left_out(junk: JsonObject) -> None:
+    thought, said = {"reasoning_content": "hm"}, {"content": "yes"}
+    assert joined(streamed([thought, junk, said, {**said, **junk}])) == joined(streamed([thought, said, said]))
+    message = {**thought, **said, **junk}
+    assert whole(message)["content"] == whole({**thought, **said})["content"]
+
+
 def test_other_choices_than_the_first_are_left_out() -> None:
     shape = MessageShape(job())
     other = orjson.dumps({"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": "stop"}]})

@@ -35,6 +35,7 @@ def test_a_calls_name_and_text_are_found_whatever_its_type(call: JsonObject, sai
     [
         ('{"a": 1}', b'{"a": 1}'),
         ('{"a": 12345678901234567890123}', b'{"a": 12345678901234567890123}'),
+        ('{\n  "a": 1.50,\r\n\t"b": "\\n"\r}\n', b'{   "a": 1.50,  \t"b": "\\n" } '),
         ('{"a": 1, "b', b'{"a":1}'),
         ('{"a": "be', b'{"a":"be"}'),
         *((text, b"{}") for text in ("", "x", "[1]", "null", '"a', "[1")),

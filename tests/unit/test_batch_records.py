@@ -198,6 +198,9 @@ def test_tokens_are_counted_with_what_was_cached_and_what_was_thought() -> None:
         "reasoning_tokens": 4,
     }
     assert used_tokens(Outcome(State.FAILED)) == {}
+    junk = {"prompt_tokens_details": {"cached_tokens": "x"}, "completion_tokens_details": {"reasoning_tokens": [2**70]}}
+    counts = used_tokens(replace(WON, usage=Usage(10, 20, junk)))
+    assert (counts["cached_tokens"], counts["reasoning_tokens"]) == (0, 0)
     assert used_tokens(WON)["cached_tokens"] == 0
 
 

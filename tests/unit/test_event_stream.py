@@ -6,16 +6,22 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import orjson
+import pytest
+from prometheus_client import CollectorRegistry
 from starlette.types import Message
 
 from common.clock import SystemClock
+from common.contracts import Job, OnInterrupt, Outcome, Position, State
+from common.metrics import GatewayMetrics
 from common.queue import Queue
 from common.store import Store
-from common.stream import StreamStore
+from common.stream import EVENTS, Entry, StreamStore
+from gateway.dialects.surfaces import SURFACES
 from gateway.http import HANG_UP
 from gateway.hub import Hub
 from gateway.readers import Limits
-from gateway.relay import EventStream
+from gateway.relay import EventStream, Relay, stored_frames
 
 
 class Connection:
@@ -81,3 +87,25 @@ async def test_a_client_that_takes_nothing_is_hung_up_at_once_and_is_no_fault_of
     await stream(connection.scope, connection.receive, connection.send)
     assert (connection.bodies, connection.more) == ([], True)
     assert connection.hung_up[0] is True
+
+
+JOB_ID = "job_a_" + "0" * 32
+# What no provider lets through: half a token.
+JUNK: dict[str, Any] = {"index": 0, "logprobs": {"content": [{"token": "a"}]}, "finish_reason": None}
+
+
+@pytest.mark.parametrize("dialect", ["responses", "completions"])
+@pytest.mark.parametrize("stored", [True, False])
+async def test_an_answer_that_its_shape_cannot_tell_ends_with_an_error(dialect: str, stored: bool) -> None:
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    shape = SURFACES[dialect].shape(Job(JOB_ID, "a", "t", "/v1/chat/completions", "m", body, dialect=dialect), 0)
+    if stored:
+        result = orjson.dumps({"choices": [{**JUNK, "message": {"content": "a"}}]})
+        stream = stored_frames(shape, 1, Outcome(State.SUCCEEDED), result)
+    else:
+        entry = Entry(Position(1, 1), EVENTS, orjson.dumps({"choices": [{**JUNK, "delta": {"content": "a"}}]}))
+        metrics = GatewayMetrics(CollectorRegistry())
+        stream = Relay(_hub().expect(JOB_ID), shape, metrics, on_interrupt=OnInterrupt.FAIL).bytes([entry])
+    frames = b"".join([piece async for piece in stream]).decode().split("\n\n")
+    told = orjson.loads(frames[-2].rpartition("data: ")[2])
+    assert frames[-1] == "" and told.get("error", told)["code"] == "internal_error"

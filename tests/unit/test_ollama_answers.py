@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.contracts import Failure, Job, JsonObject, Outcome, Position, State, Usage
 from common.queue import Place
-from gateway.dialects import ollama, ollama_answers
+from gateway.dialects import names, ollama_answers
 from gateway.dialects.ollama import known_name
 from gateway.dialects.surfaces import shape_of, surface_of
 from gateway.errors import answer
@@ -25,7 +25,7 @@ CREATED = "2026-11-21T11:46:18.000Z"
 LAST = Position(1, 9)
 
 
-def job(dialect: str = ollama.CHAT, *, model: str = "m", **asked: Any) -> Job:
+def job(dialect: str = names.OLLAMA_CHAT, *, model: str = "m", **asked: Any) -> Job:
     return Job("job_p_" + "0" * 32, "p", "t", "/v1/chat/completions", model, {}, dialect=dialect, asked=asked)
 
 
@@ -81,7 +81,7 @@ def test_a_stream_is_a_line_for_each_piece_and_one_for_the_end() -> None:
         message(content="r"),
         {**message(), **last},
     ]
-    assert streamed(job(dialect=ollama.GENERATE), *given) == [
+    assert streamed(job(dialect=names.OLLAMA_GENERATE), *given) == [
         {**head, "response": "a", "done": False},
         {**head, "response": "", "thinking": "t", "done": False},
         {**head, "response": "r", "done": False},
@@ -157,6 +157,16 @@ def test_of_arguments_that_broke_off_what_can_be_read_goes_out(text: str, read: 
     assert whole["done_reason"] == "length"
 
 
+def test_a_line_is_one_however_arguments_and_texts_are_broken_into_lines() -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{\n  "a\u2029": 1,\r\n  "b": "x\\ny"\r}\n'}}
+    shape = surface_of(job()).shape(job(), CREATED_S)
+    raw = shape.events(LAST, events({"content": "a\u2028b\x85c\u2029d\n\x1e\x0b"}, {"tool_calls": [call]}))
+    # As Ollama's own client splits a stream.
+    said, called = (orjson.loads(line)["message"] for line in raw.decode().splitlines())
+    assert said["content"] == "a\u2028b\x85c\u2029d\n\x1e\x0b"
+    assert called["tool_calls"][0]["function"]["arguments"] == {"a\u2029": 1, "b": "x\ny"}
+
+
 def test_numbers_in_arguments_stay_as_long_as_they_are() -> None:
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a": 123456789012345678901234567890}'}}
     shape = surface_of(job()).shape(job(), CREATED_S)
@@ -184,7 +194,7 @@ def test_a_stream_and_a_whole_answer_say_the_same(texts: list[str], thoughts: li
         assert orjson.loads(told) == {**whole, "created_at": ended, **DURATIONS}
 
 
-@pytest.mark.parametrize("dialect", [ollama.CHAT, ollama.GENERATE])
+@pytest.mark.parametrize("dialect", [names.OLLAMA_CHAT, names.OLLAMA_GENERATE])
 def test_each_line_tells_its_own_time(dialect: str) -> None:
     moments = iter([CREATED_S * 1000 + rest_ms for rest_ms in (7, 70, 1_999)])
     shape = shape_of(job(dialect), 0, lambda: next(moments))
@@ -238,13 +248,13 @@ def test_vectors_go_out_as_the_very_numbers() -> None:
             "usage": {"prompt_tokens": 4, "total_tokens": 4},
         }
     )
-    given = job(ollama.EMBED)
+    given = job(names.OLLAMA_EMBED)
     body = ollama_answers.timed_embeddings(surface_of(given).whole(given, CREATED_S, result), OUTCOME, 0)
     assert orjson.loads(body) == {
         **{"model": "m", "embeddings": [list(numbers)] * 2, "prompt_eval_count": 4},
         **{"total_duration": 100_000_000, "load_duration": 10_000_000},
     }
-    old = job(ollama.EMBEDDINGS)
+    old = job(names.OLLAMA_EMBEDDINGS)
     assert orjson.loads(surface_of(old).whole(old, CREATED_S, result)) == {"embedding": list(numbers)}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.contracts import JsonObject
 from common.errors import BadRequest, CallerError, ModelNotFound
-from gateway.dialects import ollama
+from gateway.dialects import names, ollama
 from gateway.dialects.ollama import Idle, known_name
 from gateway.dialects.openai import ChatRequest
 from tests.providers.stages import backend
@@ -265,7 +265,7 @@ def test_texts_to_embed_are_cut_unless_the_request_says_no() -> None:
         assert not isinstance(found, Idle)
         assert found.body == {"model": "m", "input": ["a", "b"], "dimensions": 4, "truncate": expected}
     old = ollama.parse_embeddings(b'{"model":"m","prompt":"a"}', KNOWN)
-    assert not isinstance(old, Idle) and old.body["input"] == "a" and old.dialect == ollama.EMBEDDINGS
+    assert not isinstance(old, Idle) and old.body["input"] == "a" and old.dialect == names.OLLAMA_EMBEDDINGS
 
 
 JSONS = st.recursive(

@@ -65,6 +65,21 @@ def test_without_runs_a_choice_is_told_in_one() -> None:
     assert [*in_order(choice)] == [*in_one(choice)] == [{"index": 0, "delta": choice["message"]}]
 
 
+@pytest.mark.parametrize(
+    ("runs", "more"),
+    [
+        ([["content", 1], ["annotations", 1], ["content", 1]], {"annotations": {"0": {}}}),
+        ([["content", 1], ["refusal", 1], ["content", 1]], {}),
+        ([["content", 1], ["reasoning_content", 1]], {"reasoning_content": "t"}),
+        ([["tool_calls", 1], ["content", 2]], {"tool_calls": [{"id": "c"}]}),
+        ([["tool_calls", 0], ["content", 2], ["tool_calls", 0]], {"tool_calls": [{"id": "c"}, {"id": "d"}]}),
+    ],
+)
+def test_runs_that_do_not_fit_the_message_are_none(runs: list[list[Any]], more: JsonObject) -> None:
+    choice: JsonObject = {"index": 0, "message": {"content": "ab", **more}, RUNS: runs}
+    assert [*in_order(choice)] == [*in_one(choice)]
+
+
 def test_of_an_answer_in_one_piece_thoughts_tell_the_order() -> None:
     def choice(**more: Any) -> JsonObject:
         thoughts = [Thought("hm", "s1"), Thought("oh", "s2", characters=2), Thought("", "s3", characters=2, calls=1)]

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from common.tokens import TokenCounter, likely_tokens, size_bytes, texts_of_prompt
 from common.tokens.counting import SLICE_CHARACTERS, VOCABULARY, count_tokens, read_vocabulary
@@ -115,3 +116,13 @@ def test_a_damaged_vocabulary_is_told(tmp_path: Path) -> None:
     damaged.write_bytes(lzma.compress(lzma.decompress(VOCABULARY.read_bytes())[:-10], preset=0))
     with pytest.raises(ValueError, match=r"v\.xz is damaged"):
         read_vocabulary(damaged)
+
+
+async def test_without_a_vocabulary_tokens_are_guessed_and_it_is_told(tmp_path: Path) -> None:
+    counter = TokenCounter(count=lambda _: len(str(read_vocabulary(tmp_path / "none"))))
+    try:
+        with capture_logs() as logs:
+            assert await counter.count(["antidisestablishmentarianism"]) == 7
+    finally:
+        counter.close()
+    assert [(line["event"], line["log_level"]) for line in logs] == [("tokens.no_vocabulary", "error")]

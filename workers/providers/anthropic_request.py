@@ -167,29 +167,44 @@ def _in_order(thoughts: list[Thought], message: Message) -> list[JsonObject]:
     texts = [part for part in message.parts if part["type"] == "text"]
     media = [part for part in message.parts if part["type"] != "text"]
     blocks = [block for part in media for block in _blocks(part, message.place)]
+    said = _Texts(texts)
     for piece in in_order(thoughts, sum(len(part["text"]) for part in texts), len(message.calls)):
         if isinstance(piece, Thought):
             blocks.append(piece.block())
         elif isinstance(piece, slice):
-            blocks += [block for part in _cut(texts, piece) for block in _blocks(part, message.place)]
+            blocks += [block for part in said.cut(piece) for block in _blocks(part, message.place)]
         else:
             blocks.append(_called(message.calls[piece]))
     return blocks
 
 
-def _cut(texts: list[JsonObject], stretch: slice) -> Iterator[JsonObject]:
-    """The parts that hold this stretch of the text; a mark for caching stays where its part ends."""
-    begins = 0
-    for part in texts:
-        text: str = part["text"]
-        start, end = max(stretch.start - begins, 0), min(stretch.stop - begins, len(text))
-        begins += len(text)
-        if start < end:
-            yield (
-                part
-                if (start, end) == (0, len(text))
-                else {"type": "text", "text": text[start:end]} | (cache_mark(part) if end == len(text) else {})
-            )
+class _Texts:
+    """A message's text parts, of which stretches are taken from its beginning to its end, each part once."""
+
+    __slots__ = ("_at", "_begins", "_parts")
+
+    def __init__(self, parts: list[JsonObject]) -> None:
+        self._parts = parts
+        self._at = 0
+        self._begins = 0
+
+    def cut(self, stretch: slice) -> Iterator[JsonObject]:
+        """The parts that hold this stretch, none before the last; a mark for caching stays where its part ends."""
+        while self._at < len(self._parts) and self._begins < stretch.stop:
+            part = self._parts[self._at]
+            text: str = part["text"]
+            start, end = max(stretch.start - self._begins, 0), min(stretch.stop - self._begins, len(text))
+            if start < end:
+                yield part if end - start == len(text) else _piece(part, start, end)
+            if end < len(text):  # its rest is for another stretch
+                return
+            self._at += 1
+            self._begins += len(text)
+
+
+def _piece(part: JsonObject, start: int, end: int) -> JsonObject:
+    text: str = part["text"]
+    return {"type": "text", "text": text[start:end], **(cache_mark(part) if end == len(text) else {})}
 
 
 def _called(call: CalledTool) -> JsonObject:

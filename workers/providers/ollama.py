@@ -13,6 +13,7 @@ from common.contracts import Chunk, JsonObject, Usage
 from common.errors import UpstreamBusy, UpstreamError, UpstreamProtocolError, UpstreamRefused, UpstreamUnsupported
 from workers.providers.base import Call, Embedded
 from workers.providers.counts import Counts, count, told_in
+from workers.providers.logprobs import is_logprob
 from workers.providers.marks import cleaned, failed_text, unmarked
 from workers.providers.shapes import common_refusals, refuse
 from workers.providers.upstream import drain, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
@@ -205,11 +206,7 @@ def _logprobs(told: Any) -> JsonObject:
 
 
 def _logprob(entry: Any) -> JsonObject:
-    if (
-        not is_object(entry)
-        or not isinstance(entry.get("token"), str)
-        or type(entry.get("logprob")) not in (int, float)
-    ):
+    if not is_logprob(entry):
         raise UpstreamProtocolError("The model's server sent a log probability that is none.")
     return {"bytes": None, "top_logprobs": [], **entry}
 

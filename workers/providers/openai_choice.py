@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from common.contracts import JsonObject
 from common.errors import UpstreamError, UpstreamProtocolError
+from common.thoughts import BLOCKS, PROOF
+from workers.providers.logprobs import are_logprobs
 from workers.providers.openai_calls import mended, mended_function
 from workers.providers.wire import is_list, is_object
 
@@ -15,6 +17,8 @@ FINISH_REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filt
 _SAME: Final = {"model_length": "length", "max_tokens": "length"}
 _BROKEN: Final = frozenset({"error", "abort", "insufficient_system_resource"})
 _TEXTS: Final = ("content", "reasoning_content", "refusal")
+# What an answer is no worse without: dropped where it is not of its type.
+_EXTRAS: Final = (("annotations", list), (BLOCKS, list), (PROOF, str))
 
 
 def mend(choice: Any) -> None:
@@ -28,7 +32,7 @@ def mend(choice: Any) -> None:
         _mend_delta(delta)
     if type(choice.setdefault("index", 0)) is not int:
         choice["index"] = 0
-    if choice.get("logprobs") is not None and not _are_logprobs(choice["logprobs"]):
+    if choice.get("logprobs") is not None and not are_logprobs(choice["logprobs"]):
         choice["logprobs"] = None
     reason = choice.setdefault("finish_reason", None)
     if reason is not None:
@@ -43,6 +47,9 @@ def _mend_delta(delta: JsonObject) -> None:
     if "function_call" in delta and delta["function_call"] is not None:
         mended_function(delta["function_call"])
     _mend_texts(delta)
+    for name, kind in _EXTRAS:
+        if delta.get(name) is not None and type(delta[name]) is not kind:
+            del delta[name]
 
 
 def _mend_texts(delta: JsonObject) -> None:
@@ -86,13 +93,6 @@ def _part(part: Any) -> tuple[str, str]:
     if not isinstance(text, str):
         raise UpstreamProtocolError("The model's server sent a text that is not a string.")
     return "content" if kind == "text" else "reasoning_content", text
-
-
-def _are_logprobs(told: Any) -> bool:
-    if not is_object(told):
-        return False
-    said, refused = told.get("content"), told.get("refusal")
-    return (said is None or is_list(said)) and (refused is None or is_list(refused))
 
 
 def _nearest(reason: Any) -> str | None:

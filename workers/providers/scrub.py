@@ -24,10 +24,11 @@ _RULES: Final = (
     (re.compile(r"\b[A-Za-z0-9_-]{32,}\b"), "[key]"),
     # Rate limits are told with the account that has them.
     (re.compile(r"\b(?:org|proj)[-_][A-Za-z0-9]{8,}"), "[account]"),
-    # A long quotation is more likely the caller's text than the server's.
-    (re.compile(r"(['\"`])(?:(?!\1).){41,}\1", re.DOTALL), "[text]"),
     (re.compile(r"\s+|[\x00-\x1f\x7f-\x9f\u2028\u2029]+"), " "),
 )
+
+_MARK: Final = re.compile(r"['\"`]")
+LONG_QUOTATION_CHARACTERS: Final = 40
 
 
 def safe(text: str, secrets: Iterable[str] = ()) -> str:
@@ -36,10 +37,41 @@ def safe(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         if len(secret) >= MIN_SECRET_CHARACTERS:
             text = text.replace(secret, "[removed]")
+    text = _without_long_quotations(text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = text.strip()
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
+
+
+def _without_long_quotations(text: str) -> str:
+    """The text without what is more likely the caller's than the server's.
+
+    Quotations are taken in their order, so that one's end is not the next one's beginning, nor an apostrophe either.
+    """
+    marks = [found.start() for found in _MARK.finditer(text)]
+    kept: list[str] = []
+    lone: set[str] = set()
+    at = number = 0
+    while number < len(marks):
+        start = marks[number]
+        mark = text[start]
+        number += 1
+        if mark in lone or text[max(0, start - 1) : start].isalnum():
+            continue
+        last = next((n for n in range(number, len(marks)) if text[marks[n]] == mark and _closes(text, marks[n])), None)
+        if last is None:
+            lone.add(mark)  # nor does any later one of its kind end
+            continue
+        if marks[last] - start > LONG_QUOTATION_CHARACTERS + 1:
+            kept += (text[at:start], "[text]")
+            at = marks[last] + 1
+        number = last + 1
+    return "".join((*kept, text[at:]))
+
+
+def _closes(text: str, place: int) -> bool:
+    return not text[place + 1 : place + 2].isalnum()
 
 
 def prompt_texts(body: JsonObject) -> Iterator[str]:
