@@ -15,6 +15,7 @@ CALLS: Final = "tool_calls"
 _TEXT: Final = "content"
 # A delta may hold several, which count as said in this order; so does a message without runs.
 NAMES: Final = ("reasoning_content", _TEXT, "annotations", "refusal", CALLS)
+_TEXTS: Final = frozenset({"reasoning_content", _TEXT, "refusal"})
 # Log probabilities that came with no text of the answer, as some servers tell them of thoughts.
 _APART: Final = "logprobs"
 
@@ -35,6 +36,12 @@ class Runs:
     def add(self, choice: JsonObject) -> None:
         """Takes the next streamed choice."""
         delta: JsonObject = choice["delta"]
+        if len(delta) == 1 and self._runs and not choice.get("logprobs"):
+            # Nearly every token of a stream: some more of what was said last.
+            [(name, value)] = delta.items()
+            if name in _TEXTS and name == self._runs[-1][0] and isinstance(value, str):
+                self._runs[-1][1] += len(value)
+                return
         for name in NAMES:
             if not (value := delta.get(name)):
                 continue

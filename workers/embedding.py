@@ -17,7 +17,7 @@ from common.tokens import TokenCounter
 from workers.attempts import Attempts
 from workers.gathering import Gatherer, Member, Missing, Part
 from workers.providers.vectors import inputs_of
-from workers.runs import GiveBack, Unseen
+from workers.runs import GiveBack, Unseen, costing_only_this
 
 ENDPOINT: Final = "/v1/embeddings"
 SHARED_BYTES: Final = 256 * 1024
@@ -91,7 +91,9 @@ class EmbeddingRun(Unseen):
         inputs = inputs_of(self.claim.job.body)
         if not usage.details.get("estimated") or not isinstance(inputs[0], str):
             return usage
-        return replace(usage, prompt_tokens=await self._shared.tokens.count(inputs))
+        with costing_only_this():
+            usage = replace(usage, prompt_tokens=await self._shared.tokens.count(inputs))
+        return usage
 
     def _end(
         self, status: State, failure: Failure | None, usage: Usage | None = None, result: bytes = b""

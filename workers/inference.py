@@ -27,7 +27,7 @@ from workers.caller import Ask, Begin
 from workers.providers.base import Call, Provider
 from workers.providers.shapes import limit_of
 from workers.publisher import Publisher
-from workers.runs import GiveBack
+from workers.runs import GiveBack, costing_only_this
 
 LAST_MOMENT_S: Final = 0.05
 """A call's own limit is the time left to the deadline, and may end it a moment before ours does."""
@@ -176,15 +176,9 @@ class Generation:
 
     async def _usage(self) -> Usage:
         """What the answer took; what of it the upstream did not tell is counted here, or guessed."""
-        if not self._answer.untold:
-            return self._answer.usage
-        try:
-            await asyncio.gather(*self._counts())
-        except asyncio.CancelledError:
-            # What is there is there: an order to stop that comes now costs the count, not the answer.
-            task = asyncio.current_task()
-            assert task is not None
-            task.uncancel()
+        if self._answer.untold:
+            with costing_only_this():
+                await asyncio.gather(*self._counts())
         return self._answer.usage
 
     def _counts(self) -> Iterator[Awaitable[None]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
@@ -50,6 +52,17 @@ class Run(Protocol):
     async def landed(self) -> None:
         """Returns once nothing of it is on its way to readers any more."""
         ...
+
+
+@contextmanager
+def costing_only_this() -> Generator[None]:
+    """Around what an answer that is already there can do without: an order to stop that comes now ends only that."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
 
 
 class Unseen:

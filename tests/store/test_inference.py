@@ -249,25 +249,49 @@ async def test_where_it_surely_does_not_fit_it_never_goes_while_another_has_room
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
+class Held:
+    """A count that is under way until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._over = threading.Event()
+        self.tokens = TokenCounter(count=self._count)
+
+    def _count(self, _: Sequence[str]) -> int:
+        self._loop.call_soon_threadsafe(self.begun.set)
+        self._over.wait(15)
+        return 1_000
+
+    async def ends(self, running: asyncio.Task[Any]) -> Any:
+        """What a task gives that is told to stop while it waits for the count."""
+        try:
+            await asyncio.wait_for(self.begun.wait(), 15)
+            running.cancel()
+            return await running
+        finally:
+            self._over.set()
+            self.tokens.close()
+
+
 async def test_an_order_to_stop_while_tokens_are_counted_costs_the_count_and_not_the_answer(
     redis_server: RedisServer,
 ) -> None:
-    begun, held = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def count(_: Sequence[str]) -> int:
-        loop.call_soon_threadsafe(begun.set)
-        held.wait(15)
-        return 1_000
-
     async with rigs(redis_server, "w", **SETUP) as (rig,):
-        provider = Scripted({"a": [WORD, LAST], "b": []})
-        running = asyncio.create_task(run(rig, provider, tokens=TokenCounter(count=count)))
-        await asyncio.wait_for(begun.wait(), 15)
-        running.cancel()
-        end, _ = await running
-        held.set()
-        told = outcome_of(end)
+        held = Held()
+        running = asyncio.create_task(run(rig, Scripted({"a": [WORD, LAST], "b": []}), tokens=held.tokens))
+        told = outcome_of((await held.ends(running))[0])
         assert (told.status, running.cancelling()) == (State.SUCCEEDED, 0)
         assert told.usage is not None
         assert (told.usage.completion_tokens, told.usage.details) == (1, {"estimated": True})
+
+
+async def test_so_it_is_with_embeddings(redis_server: RedisServer) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        held, provider = Held(), Scripted({"a": [], "b": []})
+        attempts = Attempts(rig.attempts._settings, rig.fleet, {"echo": provider}, rig.clock, rig.metrics)
+        runs = Embedding(attempts, rig.clock, rig.metrics, held.tokens, most_bytes=1_000)
+        job = a_job(1, endpoint="/v1/embeddings", body={"input": "text"}, prompt_tokens=7)
+        running = asyncio.create_task(runs.begin(Claim(job, 1, 1, 0, 0, 5_000, 0)).perform())
+        told = outcome_of(await held.ends(running))
+        assert (told.status, told.usage and told.usage.prompt_tokens) == (State.SUCCEEDED, 7)
