@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import make_url
 
 from common import keys
+from common.errors import LedgerUnavailable
 from common.ledger.database import Database
 from common.ledger.journal import JournalLedger
 from tests.support.fleet import Fleet
@@ -19,6 +20,7 @@ from tests.support.reader import Caller, Refused
 from tests.support.stage import POOL
 
 JOBS: Final = "/v1/jobs"
+SCHEDULERS: Final = ("scheduler-0", "scheduler-1")
 
 
 class Office:
@@ -50,6 +52,25 @@ class Office:
                 if all(entry is not None and entry.end is not None for entry in entries):
                     return Counter(entry.end.status.value for entry in entries if entry and entry.end)
                 await asyncio.sleep(0.1)
+
+    async def freeze_schedulers(self) -> None:
+        """Stops every scheduler at a moment when none is in the middle of a write: a file stays locked for all others
+        while one who writes it stands still. Raises TimeoutError."""
+        async with self.ledger() as ledger, asyncio.timeout(30):
+            while True:
+                for name in SCHEDULERS:
+                    self.fleet.freeze(name)
+                try:
+                    await ledger.write([], [])
+                    return
+                except LedgerUnavailable:
+                    self.thaw_schedulers()
+                    await asyncio.sleep(0.1)
+
+    def thaw_schedulers(self) -> None:
+        """They go on from where they stood."""
+        for name in SCHEDULERS:
+            self.fleet.thaw(name)
 
     def mend(self) -> None:
         """Starts what does not run."""

@@ -129,13 +129,11 @@ async def test_a_job_cancelled_while_the_store_does_not_know_it_never_comes_back
         await _started(office, hanging, known)
         told = await caller.http.post(f"{caller.next_url()}{JOBS}/{known}/cancel")
         assert told.status_code == 200
-        for name in ("scheduler-0", "scheduler-1"):
-            office.fleet.freeze(name)
+        await office.freeze_schedulers()
         office.redis.command("FLUSHALL")
         answer = await caller.http.post(f"{caller.next_url()}{JOBS}/{hanging}/cancel")
-        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-        for name in ("scheduler-0", "scheduler-1"):
-            office.fleet.thaw(name)
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled"), answer.text
+        office.thaw_schedulers()
         assert await office.ends([hanging, known]) == {"cancelled": 2}
         later = await submit(caller, numbered(2))
         await caller.ended(later)
@@ -145,13 +143,11 @@ async def test_a_job_cancelled_while_the_store_does_not_know_it_never_comes_back
 async def test_a_job_whose_time_was_over_when_it_was_found_lost_is_told_so(office: Office) -> None:
     async with office.caller() as caller:
         job_id = await submit(caller, numbered(3, first_token_ms=60_000), deadline_ms=2_000)
-        for name in ("scheduler-0", "scheduler-1"):
-            office.fleet.freeze(name)
+        await office.freeze_schedulers()
         office.redis.command("FLUSHALL")
         lost_s = time.monotonic()
         await until(lambda: time.monotonic() - lost_s > 2.1, "time stands still")
-        for name in ("scheduler-0", "scheduler-1"):
-            office.fleet.thaw(name)
+        office.thaw_schedulers()
         record = await caller.ended(job_id)
     assert (record["status"], record["error"]["code"]) == ("failed", "redis_lost")
     assert record["result"] is None and record["finished_at"] is not None
