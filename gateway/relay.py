@@ -19,7 +19,6 @@ from common.metrics import GatewayMetrics
 from common.queue import Place
 from common.runs import in_one, in_order
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
-from gateway.dialects.responses_stream import ResponseShape
 from gateway.dialects.shape import EVENT_STREAM, UNSHAPEABLE, Shape
 from gateway.http import HANG_UP
 from gateway.hub import Hub
@@ -188,8 +187,7 @@ async def stored_frames(shape: Shape, fence: int, outcome: Outcome, result: byte
 
 
 def _told(shape: Shape, fence: int, outcome: Outcome, stored: JsonObject) -> bytes:
-    # Other dialects find the order of a message's pieces in itself, or tell none.
-    pieces = in_order if isinstance(shape, ResponseShape) else in_one
+    pieces = in_order if shape.said_in_order else in_one
     said = zip_longest(*[pieces(one) for one in stored["choices"]])
     deltas = [[{**one, "finish_reason": None} for one in together if one is not None] for together in said]
     ends: list[JsonObject] = [

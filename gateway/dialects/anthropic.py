@@ -132,6 +132,7 @@ class MessageShape:
     """The events of one stream. The SDK drops frames without `event:`, and knows no second beginning."""
 
     media_type: ClassVar[str] = EVENT_STREAM
+    said_in_order: ClassVar[bool] = False
 
     def __init__(self, job: Job) -> None:
         self._job = job

@@ -250,6 +250,7 @@ class TextShape:
     __slots__ = ("_chat", "_echoed", "_first", "_include_usage", "_lengths", "_prefix")
 
     media_type: ClassVar[str] = EVENT_STREAM
+    said_in_order: ClassVar[bool] = False
 
     def __init__(self, job: Job, created_s: int, *, of: Job | None = None) -> None:
         """`of`: the job that the whole stream bears the name of, where it is another."""

@@ -150,6 +150,7 @@ class LineShape:
     __slots__ = ("_at_s", "_calls", "_head", "_now_ms", "_prefix", "_thinks", "_voice")
 
     media_type: ClassVar[str] = JSON_LINES
+    said_in_order: ClassVar[bool] = False
 
     def __init__(self, job: Job, now_ms: Callable[[], int], voice: Voice) -> None:
         self._voice = voice

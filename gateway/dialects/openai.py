@@ -258,6 +258,7 @@ class ChunkShape:
     __slots__ = ("_named", "_prefix", "_queue_events", "include_usage")
 
     media_type: ClassVar[str] = EVENT_STREAM
+    said_in_order: ClassVar[bool] = False
 
     def __init__(
         self, job_id: str, created_s: int, model: str, include_usage: bool, *, queue_events: bool = False

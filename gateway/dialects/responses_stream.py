@@ -20,6 +20,7 @@ class ResponseShape:
     """Renders a job's stream from its beginning, and leaves out what the reader has: the events up to `after`."""
 
     media_type: ClassVar[str] = EVENT_STREAM
+    said_in_order: ClassVar[bool] = True
 
     def __init__(self, job: Job, created_s: int, *, after: int = -1) -> None:
         self._job = job

@@ -28,6 +28,8 @@ class Shape(Protocol):
     """
 
     media_type: ClassVar[str]
+    said_in_order: ClassVar[bool]
+    """Whether a stored answer is given to it in the order in which it was said; others find that in the message."""
 
     def opening(self) -> bytes:
         """What comes first of all."""

@@ -76,11 +76,14 @@ def router(parts: Parts) -> APIRouter:
     return routes
 
 
-async def own_file(parts: Parts, principal: Principal, file_id: str) -> File:
-    """The caller's own file. Raises NotFound for an unknown id, an expired one, and another tenant's alike."""
+async def own_file(parts: Parts, principal: Principal, file_id: str, *, param: str = "id") -> File:
+    """The caller's own file. Raises NotFound for an unknown id, an expired one, and another tenant's alike.
+
+    `param`: the field that names it.
+    """
     file = await parts.files.get(file_id[:64], principal.tenant, now_ms=await parts.queue.now_ms())
     if file is None:
-        raise no_such_file(file_id)
+        raise no_such_file(file_id, param)
     return file
 
 
@@ -100,7 +103,7 @@ async def _page(parts: Parts, principal: Principal, request: Request) -> JsonObj
     order = given.get("order", "desc")
     if order not in ("asc", "desc"):
         raise BadRequest("order: must be 'asc' or 'desc'.", param="order")
-    after = await own_file(parts, principal, given["after"]) if given.get("after") else None
+    after = await own_file(parts, principal, given["after"], param="after") if given.get("after") else None
     found = await parts.files.page(
         principal.tenant,
         most=most + 1,

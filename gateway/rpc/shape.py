@@ -21,6 +21,7 @@ class EventShape:
     __slots__ = ("_events", "_include_usage", "failure")
 
     media_type: ClassVar[str] = "application/grpc"
+    said_in_order: ClassVar[bool] = False
 
     def __init__(self, include_usage: bool) -> None:
         self._include_usage = include_usage

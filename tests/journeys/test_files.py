@@ -72,8 +72,9 @@ def test_files_of_another_tenant_are_as_if_they_never_were(sdk: openai.OpenAI, o
             answer(made.id)
         assert refused.value.type == "invalid_request_error"
     assert made.id not in [file.id for file in other_sdk.files.list()]
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as refused:
         other_sdk.files.list(after=made.id)
+    assert refused.value.param == "after"
     assert sdk.files.content(made.id).read() == b"secret"
     sdk.files.delete(made.id)
 

@@ -163,6 +163,8 @@ SPOKEN: Final[dict[str, list[Said]]] = {
         _anthropic("max_tokens: 100000 > 64000, which is the maximum allowed number of output tokens for m"),
         _openai(400, "Failed to call a function. Please adjust your prompt.", code="tool_use_failed"),
         _openai(404, "Not here.", code="rate_limit_exceeded"),
+        # The key is good, so it goes on with other models.
+        _openai(403, "Project `proj_1` does not have access to model `x`", code="model_not_found"),
         # What a server repeats of a prompt costs nobody a key.
         _openai(400, "Invalid value: 'Your credit balance is too low to access the Anthropic API.'"),
         _openai(422, "x is no number: User location is not supported for the API use."),

@@ -337,6 +337,7 @@ def _error(message: str = "no", **more: Any) -> bytes:
         (401, _error(), UpstreamCredentials),
         (402, _error(), UpstreamCredentials),
         (403, _error(), UpstreamCredentials),
+        (403, _error(code="model_not_found"), UpstreamModelMissing),
         (404, _error(code="model_not_found"), UpstreamModelMissing),
         (400, _error(code="model_not_found"), UpstreamModelMissing),
         (404, _error("There is no such path."), UpstreamRefused),

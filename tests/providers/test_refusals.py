@@ -44,7 +44,11 @@ def test_a_refusal_is_what_its_words_say(code: str, said: Said) -> None:
     assert _error(said).failure.code == code
 
 
-@pytest.mark.parametrize("said", [said for code in ("content_filter", "upstream_credentials") for said in SPOKEN[code]])
+SECRETIVE: Final = [said for code in ("content_filter", "upstream_credentials") for said in SPOKEN[code]]
+SECRETIVE += [said for said in SPOKEN["upstream_refused"] if said[1] == 403]
+
+
+@pytest.mark.parametrize("said", SECRETIVE)
 def test_neither_what_was_found_in_a_prompt_nor_whose_account_it_is_is_passed_on(said: Said) -> None:
     error = _error(said)
     assert str(error) == type(error).__doc__

@@ -20,7 +20,8 @@ def fill(server: RedisServer, share: float) -> None:
     """Sets the server's limit so that it uses this share of it now, buffers of connections being a trifle."""
     server.command("CONFIG", "SET", "maxmemory", 0)
     if not server.command("EXISTS", "ballast"):
-        server.command("SET", "ballast", b"x" * 16_000_000)
+        # Made by the server itself: what it would read of a long value stays in its buffers for a while.
+        server.command("SETRANGE", "ballast", 15_999_999, "x")
     said = parse_info(server.command("INFO", "memory"))
     used_bytes = int(said["used_memory"]) - int(said["mem_not_counted_for_evict"])
     server.command("CONFIG", "SET", "maxmemory", int(used_bytes / share))

@@ -205,8 +205,8 @@ def refusal(
     error stands what is safe to pass on, without `secrets`.
     """
     heard, message = _heard(told), words(told, secrets) or None
-    if status == 403 and filtered(heard, code):
-        return ContentFiltered(param=param)
+    if status == 403 and (error := _of_no_key(heard, code, param)) is not None:
+        return error
     if status in _CREDENTIALS or no_money(message or "", code):
         return UpstreamCredentials()  # the upstream's words would tell whose account it is, and often part of the key
     if status in _BUSY or (status == 503 and retry_after_s is not None):
@@ -220,6 +220,14 @@ def refusal(
     if status >= 500:
         return UpstreamError(message, retry_after_s=retry_after_s)
     return UpstreamProtocolError(f"The model's server answered with the unexpected status {status}.")
+
+
+def _of_no_key(heard: str, code: str, param: str | None) -> UpstreamRefused | None:
+    """What a 403 says about the request; None where it is about the key."""
+    if filtered(heard, code):
+        return ContentFiltered(param=param)
+    # The account lacks the model. Its words would tell whose it is.
+    return UpstreamModelMissing(param=param) if code in _NO_MODEL else None
 
 
 def _heard(told: Any) -> str:
