@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -34,8 +33,8 @@ from pydantic_settings import (
 )
 
 from common.catalogue import Model, Row, check_references, names_of
-from common.contracts import is_pool_name
 from common.sentinel import check_url
+from common.servers import Backend, PoolName
 
 DEFAULT_FILE: Final = "headrace.yaml"
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
@@ -47,79 +46,12 @@ FREE_PREFIXES: Final = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
 _SERVICE_LINK: Final = re.compile(
     r"HEADRACE_(\w+_)?((SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|PORT=(tcp|udp|sctp)://.*)"
 )
-Kind = Literal["vllm", "ollama", "llamacpp", "openai", "anthropic", "gemini", "cohere", "echo"]
-# Where a hosted kind is when its backend names no address.
-HOSTED_URLS: Final[dict[str, str]] = {
-    "openai": "https://api.openai.com",
-    "anthropic": "https://api.anthropic.com",
-    "gemini": "https://generativelanguage.googleapis.com",
-    "cohere": "https://api.cohere.com",
-}
-# The version at the end of an address that people copy: paths name it themselves.
-_VERSIONS: Final = {"gemini": "/v1beta", "cohere": "/v2"}
-# The kinds whose `options.path` says what stands in their paths for OpenAI's /v1.
-_PATHED: Final = frozenset({"openai", "vllm", "llamacpp"})
 ClassName = Literal["interactive", "standard", "batch"]
 TENANT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ConfigError(ValueError):
     """The configuration is not usable; the message names the key and what is wrong with it."""
-
-
-def _pool_name(name: str) -> str:
-    if not is_pool_name(name):
-        raise ValueError("a pool's name is 1 to 40 of a-z, 0-9 and '-'")
-    return name
-
-
-PoolName = Annotated[str, AfterValidator(_pool_name)]
-
-
-class Backend(Row):
-    """A model server: where it is, who may call it, and how much it takes at once."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    kind: Kind
-    base_url: str = ""
-    pool: tuple[PoolName, ...] = ("default",)
-    api_keys: tuple[SecretStr, ...] = ()
-    concurrency: PositiveInt = 64
-    timeout_s: PositiveFloat = 120
-    idle_timeout_s: PositiveFloat = 60
-    connect_timeout_s: PositiveFloat = 5
-    health_path: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict[str, Any])
-
-    @field_validator("pool", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        if self.kind != "echo" and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"backend {self.name!r}: base_url must begin with http:// or https://")
-        if self._has_path and not isinstance(self.options["path"], str):
-            raise ValueError(f"backend {self.name!r}: options.path must be a text, as '' or '/v3'")
-        return self
-
-    @property
-    def url(self) -> str:
-        """The base URL without a trailing slash and without its version; a hosted kind's own where none is given."""
-        url = (self.base_url or HOSTED_URLS.get(self.kind, "")).rstrip("/")
-        return url if self._has_path else url.removesuffix(_VERSIONS.get(self.kind, "/v1"))
-
-    @property
-    def _has_path(self) -> bool:
-        return self.kind in _PATHED and "path" in self.options
-
-    def path_of(self, endpoint: str) -> str:
-        """The path below `url` of an endpoint of OpenAI's (`/v1/…`); where `options.path` is set, that for the /v1."""
-        if not self._has_path or not endpoint.startswith("/v1/"):
-            return endpoint
-        path: str = self.options["path"].strip("/")
-        return f"{'/' if path else ''}{path}{endpoint.removeprefix('/v1')}"
 
 
 class Tenant(Row):
@@ -328,7 +260,7 @@ def _check_name(name: str, value: str) -> None:
 def read_yaml(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     """The file's mapping with `${VAR}` replaced. Raises ConfigError where it can't be read or a variable is unset."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if document is None:
@@ -336,6 +268,24 @@ def read_yaml(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a mapping is expected at the top")
     return _interpolate(document, environ, str(path))
+
+
+_MERGED: Final = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads a mapping only where no key stands in it twice: of two models the first would vanish without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGED:
+                continue
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice")
+            seen.add(key.value)
+        return node
 
 
 def _settings(values: dict[str, Any], given: dict[str, Any], source: str) -> Settings:

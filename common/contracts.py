@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 import orjson
 
 JsonObject = dict[str, Any]
+UNTITLED: Final = "document"
+"""What the gateway calls a file that came without a name, since some servers want one."""
 
 JOB_ID_PREFIX: Final = "job"
 

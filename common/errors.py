@@ -200,7 +200,7 @@ class UpstreamUnsupported(UpstreamRefused):
 
 
 class ContextTooLong(UpstreamRefused):
-    """The prompt and the answer asked for are longer than the model's context."""
+    """The prompt is too long: with the answer asked for, it is longer than the model's context length."""
 
     code = "context_length_exceeded"
 

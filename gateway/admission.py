@@ -215,11 +215,13 @@ def _fingerprint(asked: Asked, options: JobOptions, manner: Manner, metadata: Js
     """What tells this request from another one with the same key.
 
     Options that came in headers don't: whoever asks again may have less time left than the first time. But the quality
-    does: with another one a virtual model could choose another pool, where nobody knows of the first job.
+    does: with another one a virtual model could choose another pool, where nobody knows of the first job. Metadata that
+    stands beside the body is the caller's own note of what this is: under another one it is another request.
     """
     quality = (options.quality,) if options.quality else ()
     if manner is not BACKGROUND:
-        told = (asked.include_usage, asked.dialect, asked.asked, *quality)
+        noted = (metadata,) if metadata else ()
+        told = (asked.include_usage, asked.dialect, asked.asked, *quality, *noted)
         return fingerprint(asked.endpoint, manner.stream, asked.body, *told)
     chosen = (options.priority, options.deadline_ms, options.delay_ms, options.batch_key, metadata, *quality)
     return fingerprint(asked.endpoint, True, asked.body, "job", chosen)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, cast
 
 from common.catalogue import MAX_SCORE, Price
 from common.contracts import JsonObject
-from gateway.fitting import Needs
+from common.needs import Needs
 
 Quality = Literal["low", "standard", "high"]
 QUALITIES: Final[tuple[Quality, ...]] = ("low", "standard", "high")

@@ -20,6 +20,7 @@ from structlog.contextvars import get_contextvars
 from common.contracts import Failure, JsonObject
 from common.errors import HeadraceError
 from common.metrics import GatewayMetrics
+from gateway.fitting import PROMPT_TOO_LONG, TOO_LONG
 from gateway.limits import TenantFull
 
 Headers = dict[str, str]
@@ -153,11 +154,19 @@ def anthropic_error_object(failure: Failure) -> bytes:
     """Anthropic's error object as JSON: the body of an answer, or the data of a stream's last event."""
     status = _anthropic_status(failure)
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    error: JsonObject = {"type": kind, "message": failure.message}
+    error: JsonObject = {"type": kind, "message": _in_anthropics_words(failure)}
     if failure.code in _TOLD_BY_CODE:
         error["details"] = {"error_code": failure.code, "unsupported": [failure.param]}
     # The request's own id, as its log lines have it.
     return orjson.dumps({"type": "error", "error": error, "request_id": get_contextvars().get("request_id")})
+
+
+def _in_anthropics_words(failure: Failure) -> str:
+    """The message; Anthropic's clients know by words alone that they have to shorten the conversation."""
+    # Where `max_tokens` is too much, that would not help.
+    shorten = failure.code == TOO_LONG and failure.param != "max_tokens"
+    unsaid = shorten and PROMPT_TOO_LONG not in failure.message
+    return f"{PROMPT_TOO_LONG}: {failure.message}" if unsaid else failure.message
 
 
 def anthropic_error(failure: Failure) -> tuple[int, bytes, Headers]:
@@ -289,6 +298,11 @@ def _allowed(routes: Sequence[Route], request: Request) -> str:
     return ", ".join(sorted({name for of_route in methods for name in of_route}))
 
 
+# Of what OpenAI's clients can ask for and is not there.
+_CHATS: Final = "/v1/chat/completions"
+_CHATS_ARE_NOT_KEPT: Final = " Chat completions are not stored, so none can be listed or asked for again."
+
+
 def _http_answer(request: Request, error: HTTPException) -> Response:
     path: str = request.scope["path"]
     code = _BY_STATUS.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal_error")
@@ -296,6 +310,8 @@ def _http_answer(request: Request, error: HTTPException) -> Response:
         "unknown_url": f"Unknown request URL: {request.method} {path[:128]}.",
         "method_not_allowed": f"{request.method} is not allowed here.",
     }.get(code, "The request cannot be served as it is.")
+    if path == _CHATS or path.startswith(_CHATS + "/"):
+        text += _CHATS_ARE_NOT_KEPT
     return answer_in(request.scope, Failure(code, text), extra=dict(error.headers or {}))
 
 

@@ -61,11 +61,14 @@ class Hub:
         self._owed: set[str] = set()
         self._forgotten: set[str] = set()
         self._open: set[anyio.CancelScope] = set()
+        self._goes = False
 
     @contextmanager
     def cuttable(self, stream: anyio.CancelScope) -> Generator[None]:
-        """Counts an answer as one that `cut` ends."""
+        """Counts an answer as one that `cut` ends; one that begins only afterwards ends at once."""
         self._open.add(stream)
+        if self._goes:
+            stream.cancel()
         try:
             yield
         finally:
@@ -73,6 +76,7 @@ class Hub:
 
     def cut(self) -> None:
         """Ends every open stream in the middle, for its reader to resume elsewhere: this process is about to go."""
+        self._goes = True
         for stream in list(self._open):
             stream.cancel()
 

@@ -61,6 +61,7 @@ from gateway.routes import (
     responses,
     status,
 )
+from gateway.routes.plain import answer_heads
 from gateway.rpc.server import RpcServer
 from gateway.withdrawal import Withdrawals
 
@@ -106,8 +107,10 @@ def build(parts: Parts, rpc: RpcServer | None = None) -> FastAPI:
         for module in (chat, messages, completions, embeddings, ollama, jobs, status, admin, responses, files, batches)
     ]
     for router in routers:
+        answer_heads(router)
         app.include_router(router)
     pages.install(app, list(parts.settings.model_names))
+    answer_heads(app.router)
     errors.install(app, parts.metrics, routers)
     install_http(app, parts.settings, parts.metrics)
     return app

@@ -10,10 +10,11 @@ from common.catalogue import Choose
 from common.config import Settings
 from common.contracts import JsonObject
 from common.errors import BadRequest, ModelNotFound
+from common.needs import Needs, lacks, needs_of
 from gateway.choice import Choice, Member, Quality, choose, score, told, wanted
 from gateway.dialects.native import Asked
 from gateway.dialects.openai import DEFAULT_ANSWER_TOKENS, ChatRequest
-from gateway.fitting import TOO_LONG, Needs, fits, lacks, needs_of, unfit
+from gateway.fitting import TOO_LONG, fits, unfit
 from gateway.prices import Prices
 
 

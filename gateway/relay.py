@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from itertools import zip_longest
-from typing import Final
 
-import anyio
 import orjson
 import structlog
-from sse_starlette import EventSourceResponse
-from sse_starlette.sse import SendTimeoutError
-from starlette.types import Receive, Scope, Send
 
 from common.contracts import Failure, JsonObject, OnInterrupt, Outcome, Position, State
 from common.errors import HeadraceError
@@ -20,13 +15,11 @@ from common.queue import Place
 from common.runs import in_one, in_order
 from common.stream import EVENTS, OUTCOME, STARTED, Entry
 from gateway.dialects.shape import EVENT_STREAM, UNSHAPEABLE, Shape
-from gateway.http import HANG_UP
 from gateway.hub import Hub
 from gateway.readers import Subscription, events_in
+from gateway.sending import SEND_TIMEOUT_S, Sending
 
 log = structlog.get_logger(__name__)
-
-SEND_TIMEOUT_S: Final = 30
 
 
 class Relay:
@@ -123,12 +116,8 @@ def _untold(shape: Shape) -> bytes:
     return shape.failed(None, Failure("internal_error", "Something went wrong on our side."))
 
 
-class EventStream(EventSourceResponse):
-    """sse-starlette's response with one task beside the request's own, not four: with thousands of streams they count.
-
-    Keep-alives come from the relay and shutdown from the hub, so what is left to watch is the client's leaving. A
-    client that takes nothing for `SEND_TIMEOUT_S` is cut.
-    """
+class EventStream(Sending):
+    """A relay's bytes as an answer. Keep-alives are among them."""
 
     def __init__(
         self,
@@ -140,40 +129,13 @@ class EventStream(EventSourceResponse):
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         all_headers = {"Cache-Control": "no-cache", **headers}
-        super().__init__(  # pyright: ignore[reportUnknownMemberType]
-            body, headers=all_headers, media_type=media_type, ping=0, sep="\n", send_timeout=send_timeout_s
-        )
-        self._hub = hub
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Streams until the end or until the client leaves."""
-        if scope["method"] == "HEAD":
-            await super().__call__(scope, receive, send)
-            return
-        hang_up = scope.get(HANG_UP, _nothing)
-        complete = False
-        try:
-            async with anyio.create_task_group() as tasks:
-                with self._hub.cuttable(tasks.cancel_scope):
-                    tasks.start_soon(self._until_gone, receive, tasks.cancel_scope)
-                    await self._stream_response(send)
-                    complete = True
-                    tasks.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            if not isinstance(group.exceptions[0], SendTimeoutError):
-                raise group.exceptions[0] from None
-            log.info("relay.client_takes_nothing", for_s=self.send_timeout)
-            hang_up(at_once=True)
-        if not complete:
-            hang_up()
-
-    async def _until_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
-        await self._listen_for_disconnect(receive)
-        scope.cancel()
+        super().__init__(hub, body, all_headers, media_type=media_type, send_timeout_s=send_timeout_s)
 
 
-def _nothing(*, at_once: bool = False) -> None:
-    """There is no connection to hang up."""
+async def no_frames() -> AsyncGenerator[bytes, None]:
+    """Those of a stream whose headers alone are asked for."""
+    for frame in ():
+        yield frame
 
 
 async def stored_frames(shape: Shape, fence: int, outcome: Outcome, result: bytes) -> AsyncGenerator[bytes, None]:

@@ -13,8 +13,8 @@ import httpx
 import structlog
 
 from common.clock import Clock
-from common.config import Backend, Kind
 from common.health import HealthStore, Load, Probe
+from common.servers import Backend, Kind
 from scheduler import load
 
 log = structlog.get_logger(__name__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import binascii
 from typing import Any, Final
 
+import orjson
+
 from common.contracts import Chunk, JsonObject, Usage
 from common.runs import RUNS, Runs
 from common.tokens import likely_tokens, size_bytes, texts_of_message
@@ -13,8 +15,8 @@ from common.tokens import likely_tokens, size_bytes, texts_of_message
 class Answer:
     """Gathers chunks; adding one costs the same however long the answer is already.
 
-    `text_bytes` is what the choices' deltas hold so far, in UTF-8. `prompt_tokens` is an estimate, used only where the
-    upstream tells no usage and nobody here counted.
+    `text_bytes` is what of the choices' deltas is text so far, in UTF-8. `prompt_tokens` is an estimate, used only
+    where the upstream tells no usage and nobody here counted.
     """
 
     __slots__ = ("_choices", "_counted", "_estimates", "_extra", "_usage", "text_bytes")
@@ -43,6 +45,11 @@ class Answer:
             self._extra.update(chunk.extra)
 
     @property
+    def held_bytes(self) -> int:
+        """What is kept of the answer so far: its text, pictures and whatever else."""
+        return self.text_bytes + sum(choice.other_bytes for choice in self._choices.values())
+
+    @property
     def finish_reason(self) -> str | None:
         """The first choice's, or None while it has none."""
         return self._choices[min(self._choices)].finish_reason if self._choices else None
@@ -53,15 +60,27 @@ class Answer:
 
         (`details["estimated"]`, also where both were told but the answer broke off: more may have been made since.)
         """
-        if self._usage is not None:
+        if self._usage is not None and self._counts_what_was_said:
             return self._usage
-        told = {"completion_tokens": likely_tokens(self.text_bytes)} | self._estimates | self._counted
+        told = {"completion_tokens": likely_tokens(self.text_bytes)} | self._estimates | self._told
         return Usage(told.pop("prompt_tokens"), told.pop("completion_tokens"), {**told, "estimated": True})
 
     @property
     def untold(self) -> frozenset[str]:
         """Which of the counts of prompt and completion the upstream did not tell."""
-        return frozenset() if self._usage is not None else _COUNTS.difference(self._counted)
+        return frozenset() if self._counts_what_was_said else _COUNTS.difference(self._told)
+
+    @property
+    def _counts_what_was_said(self) -> bool:
+        """Whether there is a usage to believe: one of 0 tokens for an answer that said something is none."""
+        return self._usage is not None and (self._usage.completion_tokens > 0 or not self.text_bytes)
+
+    @property
+    def _told(self) -> JsonObject:
+        """What the upstream counted, where that is not all."""
+        if self._usage is None:
+            return self._counted
+        return {**self._counted, "prompt_tokens": self._usage.prompt_tokens, **self._usage.details}
 
     def estimate(self, **tokens: int) -> None:
         """Takes counts made here, by their names in a usage: they stand for those that the upstream did not tell."""
@@ -125,10 +144,12 @@ class _Choice:
         "_stopped_by",
         "_texts",
         "finish_reason",
+        "other_bytes",
     )
 
     def __init__(self, index: int) -> None:
         self.finish_reason: str | None = None
+        self.other_bytes = 0
         self._index = index
         self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
         self._calls: dict[int, _Call] = {}
@@ -170,6 +191,7 @@ class _Choice:
         if name == "audio" and isinstance(value, dict):
             self._audio = self._audio or _Audio()
             return self._audio.add(value)  # pyright: ignore[reportUnknownArgumentType]
+        self.other_bytes += len(orjson.dumps(value))
         known = self._other.get(name)
         if isinstance(value, list) and isinstance(known, list):
             known.extend(value)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]

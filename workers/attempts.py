@@ -18,6 +18,7 @@ from common.clock import Clock
 from common.config import Settings
 from common.contracts import Priority
 from common.errors import (
+    ContentFiltered,
     ContextTooLong,
     HeadraceError,
     ModelNotFound,
@@ -29,6 +30,7 @@ from common.errors import (
     UpstreamUnsupported,
 )
 from common.metrics import WorkerMetrics
+from common.needs import serves
 from common.queue import Claim
 from workers.breakers import PROBED_MS
 from workers.budget import Budget
@@ -70,6 +72,7 @@ class _Tries:
     __slots__ = (
         "ask",
         "backend",
+        "before",
         "called",
         "error",
         "lacking",
@@ -86,6 +89,7 @@ class _Tries:
         self.rest = rest
         self.may_move_on = may_move_on
         self.models = {ask.model}
+        self.before: Unserved | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -119,7 +123,11 @@ class _Tries:
             self.passing = error, backend
 
     def turn_to(self, ask: Ask, targets: list[Target]) -> None:
-        """Goes on with another model's targets."""
+        """Goes on with another model's targets. What kept the first model from answering stays known."""
+        if isinstance(self.last_word, ContextTooLong):
+            self.forget()
+        elif self.before is None:
+            self.before = self.unserved()
         self.ask = ask
         self.rest = targets
         self.models.add(ask.model)
@@ -131,6 +139,9 @@ class _Tries:
 
     def unserved(self) -> Unserved:
         error, backend = self.last_word, self.backend
+        # That a fallback refuses the request says nothing of the model that was asked for, which may answer later.
+        if self.before is not None and isinstance(error, UpstreamRefused) and not isinstance(error, ContentFiltered):
+            return self.before
         if self.lacking is not None and error is self.lacking[0]:
             return Unserved(error, Missed(called=True, may_recur=False), self.lacking[1])
         if isinstance(error, UpstreamCredentials):
@@ -216,12 +227,14 @@ class Attempts:
         return self._fleet.backends[target.backend].kind
 
     def _fallback(self, tries: _Tries) -> tuple[Ask, list[Target]] | None:
-        """The model to ask instead, and its targets here; None where there is none that was not asked yet."""
+        """The model to ask instead, and its targets here; None where none that may serve this was not asked yet."""
         # Vectors of another model would be of no use to anyone.
         if tries.ask.endpoint == EMBEDDINGS:
             return None
         name = instead(tries.last_word, self._settings.models[tries.ask.model].fallback)
         if name is None or name in tries.models:
+            return None
+        if not serves(self._settings.models[name], tries.ask.body, tries.ask.prompt_tokens):
             return None
         ask = replace(tries.ask, model=name)
         targets = self._route(ask)
@@ -232,8 +245,6 @@ class Attempts:
         if found is None:
             return
         log.info("upstream.fell_back", job_id=tries.ask.job_id, model=tries.ask.model, other=found[0].model)
-        if isinstance(tries.last_word, ContextTooLong):
-            tries.forget()
         tries.turn_to(*found)
 
     def _retried(self, tries: _Tries) -> None:

@@ -28,7 +28,7 @@ from common.errors import (
 from common.metrics import UpstreamCall, WorkerMetrics
 from workers.breakers import PROBED_MS, blames_backend
 from workers.fleet import Fleet
-from workers.keypool import ApiKey, Block, KeyPool, judge, refused
+from workers.keypool import ApiKey, Block, KeyPool, judge, limited, refused
 from workers.providers.base import Call, Provider
 
 log = structlog.get_logger(__name__)
@@ -174,7 +174,11 @@ class Caller:
 
     def _judge(self, turn: _Turn, key: ApiKey, error: UpstreamError) -> None:
         """Leaves the key alone where it was refused or met a limit; only the body tells which: both may be a 429."""
-        block = refused(turn.status) if isinstance(error, UpstreamCredentials) else turn.pace
+        block = turn.pace
+        if isinstance(error, UpstreamCredentials):
+            block = refused(turn.status)
+        elif isinstance(error, UpstreamBusy):
+            block = limited(turn.status, turn.pace, error.failure.retry_after_s)
         if block is not None:
             self._fleet.rest_key(turn.backend, key, block)
 

@@ -15,11 +15,12 @@ import structlog
 from common.backends import BackendSlots, KeyStates
 from common.breaker import BreakerStore
 from common.clock import Clock
-from common.config import Backend, Settings
+from common.config import Settings
 from common.contracts import JsonObject
 from common.errors import HeadraceError
 from common.health import Health, HealthStore
 from common.metrics import WorkerMetrics
+from common.servers import Backend
 from common.store import Store
 from workers.breakers import Breakers
 from workers.keypool import ApiKey, Block, KeyPool

@@ -134,7 +134,7 @@ class Generation:
                     begun = True
                     self._begun(answer, call, unsaid)
                 emit(encode_event(chunk, self._other_model))
-                if answer.text_bytes > limit_bytes:
+                if answer.held_bytes > limit_bytes:
                     raise AnswerTooLong(f"The answer is longer than {limit_bytes} bytes.")
         if not begun and unsaid.chunks:
             begin()

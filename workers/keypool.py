@@ -18,11 +18,14 @@ from common.queue import digest
 MOST_BLOCKED_S: Final = 3_600.0
 BUSY_S: Final = 2.0
 """How long a key rests after a 429 that doesn't say."""
+LIMITED: Final = "rate_limited"
 REFUSED: Final = "refused"
 REFUSED_S: Final = 300.0
 FORBIDDEN: Final = "forbidden"
 FORBIDDEN_S: Final = 60.0
 
+# What a server without room says of itself: another key would be refused just so. Groq's 498; 5xx do too.
+_OF_SERVER: Final = 498
 _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _LIMITS: Final = ("requests", "tokens")
 
@@ -143,8 +146,18 @@ def judge(status: int, headers: Mapping[str, str]) -> Block | None:
     spent_s = _spent_s(headers)
     if status == 429:
         asked_s = _asked_s(headers)
-        return Block(_bounded_s(asked_s or spent_s or BUSY_S), "rate_limited")
+        return Block(_bounded_s(asked_s or spent_s or BUSY_S), LIMITED)
     return Block(_bounded_s(spent_s), "spent") if spent_s else None
+
+
+def limited(status: int, pace: Block | None, asked_s: float | None) -> Block | None:
+    """How long a key rests whose call was refused as one too many: as the headers say or, where that is longer, as the
+    whole refusal says; a body or a date may say it too. A server that is busy itself rests only keys that are spent.
+    """
+    if not 400 <= status < 500 or status == _OF_SERVER:
+        return pace
+    told_s = max(asked_s or 0, pace.for_s if pace else 0)
+    return Block(_bounded_s(told_s or BUSY_S), pace.why if pace else LIMITED)
 
 
 def _spent_s(headers: Mapping[str, str]) -> float:

@@ -17,9 +17,9 @@ import structlog
 
 from common.backends import BackendSlots
 from common.clock import Clock
-from common.config import Backend
 from common.contracts import Priority
 from common.errors import HeadraceError
+from common.servers import Backend
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from sqlalchemy import RowMapping, Select, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, RowMapping, Select, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -133,24 +133,31 @@ class BatchesLedger:
     # --- whose it is --------------------------------------------------------------------------------------------------
 
     async def take(self, owner: str, *, now_ms: int, lease_ms: int) -> Batch | None:
-        """A batch that nobody works on, now this owner's: the one that was left alone longest. None: there is none."""
-        free = select(BATCHES.c.id).where(BATCHES.c.ended_ms.is_(None), BATCHES.c.lease_until_ms <= now_ms)
-        free = free.order_by(BATCHES.c.lease_until_ms, BATCHES.c.created_ms).limit(1)
-        one = free.with_for_update(skip_locked=True).scalar_subquery()
-        taken = update(BATCHES).where(BATCHES.c.id == one)
-        taken = taken.values(owner=owner, lease_until_ms=now_ms + lease_ms, fence=BATCHES.c.fence + 1)
+        """A batch that nobody works on, now this owner's. None: there is none.
 
-        async def look(connection: AsyncConnection) -> bool:
-            return (await connection.execute(free)).first() is not None
+        It is one of the tenant of whose batches the fewest are worked on, and of those the one left alone longest.
+        """
+        next_one = _next_free(now_ms).with_for_update(skip_locked=True, of=BATCHES).scalar_subquery()
+        taken = update(BATCHES).where(BATCHES.c.id == next_one)
+        taken = taken.values(owner=owner, lease_until_ms=now_ms + lease_ms, fence=BATCHES.c.fence + 1)
 
         async def work(connection: AsyncConnection) -> Batch | None:
             row = (await connection.execute(taken.returning(*BATCHES.c))).mappings().one_or_none()
             return None if row is None else _batch(row)
 
         # Most looks find nothing, and needn't wait for their turn to write.
-        if not await self.database.run(look, limit_s=LIMIT_S, write=False):
+        if not await self.some_free(now_ms=now_ms):
             return None
         return await self.database.run(work, limit_s=LIMIT_S, write=True)
+
+    async def some_free(self, *, now_ms: int) -> bool:
+        """Whether there is a batch that nobody works on."""
+        wanted = select(BATCHES.c.id).where(_free(now_ms)).limit(1)
+
+        async def work(connection: AsyncConnection) -> bool:
+            return (await connection.execute(wanted)).first() is not None
+
+        return await self.database.run(work, limit_s=LIMIT_S, write=False)
 
     async def renew(self, held: Batch, *, now_ms: int, lease_ms: int) -> Batch:
         """The batch as it stands, its lease longer. Raises Fenced."""
@@ -213,6 +220,19 @@ async def held_in(connection: AsyncConnection, held: Batch, values: dict[str, An
     if row is None:
         raise Fenced("This batch has another owner by now, or has ended.")
     return _batch(row)
+
+
+def _free(now_ms: int) -> ColumnElement[bool]:
+    return BATCHES.c.ended_ms.is_(None) & (BATCHES.c.lease_until_ms <= now_ms)
+
+
+def _next_free(now_ms: int) -> Select[tuple[str]]:
+    """The id of the batch to be taken next."""
+    held = select(BATCHES.c.tenant, func.count().label("number")).group_by(BATCHES.c.tenant)
+    held = held.where(BATCHES.c.ended_ms.is_(None), BATCHES.c.lease_until_ms > now_ms).subquery()
+    free = select(BATCHES.c.id).outerjoin(held, held.c.tenant == BATCHES.c.tenant).where(_free(now_ms))
+    turn = (func.coalesce(held.c.number, 0), BATCHES.c.lease_until_ms, BATCHES.c.created_ms)
+    return free.order_by(*turn).limit(1)
 
 
 def _batch(row: RowMapping) -> Batch:

@@ -21,7 +21,7 @@ LIMIT_S: Final = 1.5
 CHUNK_LIMIT_S: Final = 10.0
 SWEEP_LIMIT_S: Final = 10.0
 SWEPT_AT_ONCE: Final = 32
-# Whoever began to read it, or to make a batch of it, just before its time was over, is done with that by then.
+# Whoever began to read it, or to make a batch of it, just before it was gone, is done with that by then.
 GRACE_MS: Final = 60_000
 
 UPLOADING: Final = "uploading"
@@ -91,8 +91,9 @@ class FilesLedger:
         await self.database.run(work, limit_s=CHUNK_LIMIT_S, write=True)
 
     async def give_up(self, file_id: str) -> None:
-        """The upload is over without its end: its bytes are swept."""
-        gone = update(FILES).where(FILES.c.id == file_id, FILES.c.state == UPLOADING).values(state=DELETED)
+        """The upload is over without its end: its bytes are swept, and at once, as nobody has ever read them."""
+        gone = update(FILES).where(FILES.c.id == file_id, FILES.c.state == UPLOADING)
+        gone = gone.values(state=DELETED, touched_ms=0)
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(gone)
@@ -158,12 +159,13 @@ class FilesLedger:
     async def sweep(self, *, now_ms: int, stale_ms: int) -> int:
         """How many chunks and rows were deleted of one file that nobody needs; 0 where there is none.
 
-        Nobody needs what was deleted or has expired, but as the input of a batch that has not ended; and an upload that
-        nothing was added to for `stale_ms`.
+        Nobody needs what was deleted or has expired `GRACE_MS` ago, but as the input of a batch that has not ended; and
+        an upload that nothing was added to for `stale_ms`.
         """
         used = exists().where(BATCHES.c.input_file_id == FILES.c.id, BATCHES.c.ended_ms.is_(None))
         stale = (FILES.c.state == UPLOADING) & (FILES.c.touched_ms < now_ms - stale_ms)
-        over = or_(FILES.c.state == DELETED, stale, FILES.c.expires_ms < now_ms - GRACE_MS)
+        deleted = (FILES.c.state == DELETED) & (FILES.c.touched_ms < now_ms - GRACE_MS)
+        over = or_(deleted, stale, FILES.c.expires_ms < now_ms - GRACE_MS)
         doomed = select(FILES.c.id).where(over, ~used).limit(1)
 
         async def work(connection: AsyncConnection) -> int:

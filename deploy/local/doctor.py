@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from common.config import DEFAULT_REDIS_URL, Backend, ConfigError, Settings, load
+from common.config import DEFAULT_REDIS_URL, ConfigError, Settings, load
 from common.errors import HeadraceError, LedgerUnavailable
 from common.inspection import StoreFacts, inspect
 from common.ledger.database import Database
+from common.servers import Backend
 from common.store import Store
 from deploy.local.client import data_directory, state_of_up
 from scheduler.prober import key_headers

@@ -17,6 +17,7 @@ from gateway.dialects.completions import ENDPOINT as COMPLETIONS
 from gateway.dialects.completions import completions_request
 from gateway.dialects.embeddings import ENDPOINT as EMBEDDINGS
 from gateway.dialects.embeddings import MAX_VALUES, embeddings_request
+from gateway.dialects.json_lines import in_one_line
 from gateway.dialects.names import RESPONSES as RESPONSES_DIALECT
 from gateway.dialects.native import Asked
 from gateway.dialects.openai import CHAT_ENDPOINT, chat_request, schemas_of
@@ -152,9 +153,11 @@ def _response(status: int, request_id: str, body: bytes) -> JsonObject:
 
 
 def _record(stub: Stub, response: JsonObject | None, error: JsonObject | None) -> bytes:
-    """A line of a file, with its end."""
+    """A line of a file, with its end, however its readers split lines."""
     shown: dict[str, Any] = {"id": f"batch_req_{stub.digest}", "custom_id": orjson.Fragment(stub.custom_id)}
-    return orjson.dumps({**shown, "response": response, "error": error}, option=orjson.OPT_APPEND_NEWLINE)
+    line = {**shown, "response": response, "error": error}
+    # As a whole: the answer and the custom_id in it are JSON already.
+    return in_one_line(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 
 # --- what the ends add up to ------------------------------------------------------------------------------------------

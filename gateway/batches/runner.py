@@ -21,7 +21,8 @@ LONGEST_LOOK_S: Final = 15.0
 # From look to look at a batch of which nothing has ended, the second longer than the first.
 REST_S: Final = 0.1
 LONGEST_REST_S: Final = 1.0
-# After so long a batch is anybody's again, so that more of them than may be worked on at once all go on.
+# After so long a batch is anybody's again, so that more of them than may be worked on at once all go on; one of which
+# nothing ends is so sooner.
 SLICE_S: Final = 30.0
 SWEEP_S: Final = 60.0
 STALE_UPLOAD_MS: Final = 15 * 60_000
@@ -133,6 +134,8 @@ class Runner:
             while held.batch.ended_ms is None and self._desk.clock.monotonic_s() < ends_s:
                 if await steps.step():
                     rest_s = REST_S
+                elif rest_s >= LONGEST_REST_S and await self._is_place_wanted():
+                    break
                 else:
                     await self._desk.clock.sleep(rest_s)
                     rest_s = min(2 * rest_s, LONGEST_REST_S)
@@ -142,6 +145,12 @@ class Runner:
             await steps.close()
         if held.batch.ended_ms is not None:
             _tell(held.batch)
+
+    async def _is_place_wanted(self) -> bool:
+        """Whether all places here are taken, and a batch waits for one."""
+        if len(self._works) < MOST_AT_ONCE:
+            return False
+        return await self._desk.batches.some_free(now_ms=await self._desk.queue.now_ms())
 
     # --- what need not be kept any longer -----------------------------------------------------------------------------
 

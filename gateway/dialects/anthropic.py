@@ -253,11 +253,11 @@ def _deltas_of(said: JsonObject) -> Iterator[JsonObject]:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def model_info(name: str, max_tokens: int | None = None) -> JsonObject:
-    """A model as Anthropic shows it."""
+def model_info(name: str, max_tokens: int | None = None, context_tokens: int | None = None) -> JsonObject:
+    """A model as Anthropic shows it; None where nobody said how long its answers or its context may be."""
     # An epoch value says that nobody knows when it was made.
     told = {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
-    return {**told, "lifecycle": "active", "max_tokens": max_tokens}
+    return {**told, "lifecycle": "active", "max_input_tokens": context_tokens, "max_tokens": max_tokens}
 
 
 def model_page(names: Sequence[str], asked: dict[str, str]) -> tuple[list[str], bool]:

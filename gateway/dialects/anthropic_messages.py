@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from common.contracts import JsonObject
+from common.contracts import UNTITLED, JsonObject
 from common.errors import BadRequest
 from common.thoughts import REDACTED, THINKING, Thought, carried
 from gateway.dialects.bounded import is_list, is_object
@@ -26,9 +26,10 @@ def messages_of(messages: list[JsonObject]) -> Iterator[JsonObject]:
     for index, message in enumerate(messages):
         content, at = message["content"], f"messages[{index}].content"
         if isinstance(content, str):
-            if not content:
-                raise BadRequest(f"{at}: this field is required.", param=at)
-            yield {"role": message["role"], "content": content}
+            if content:
+                yield {"role": message["role"], "content": content}
+            elif message["role"] != "assistant":  # whose turn without a word is left out, as one of no blocks is
+                raise _empty(at)
         elif message["role"] == "assistant":
             yield from _assistant(content, at)
         else:
@@ -52,7 +53,7 @@ def _user(role: str, blocks: list[JsonObject], at: str) -> Iterator[JsonObject]:
     if content := _content(parts):
         yield {"role": role, "content": content}
     elif not said:
-        raise BadRequest(f"{at}: this field is required.", param=at)
+        raise _empty(at)
 
 
 def _result(block: JsonObject, at: str) -> tuple[list[JsonObject], list[JsonObject]]:
@@ -135,6 +136,10 @@ def missing(param: str) -> BadRequest:
     return BadRequest(f"{param}: this field is required.", param=param)
 
 
+def _empty(param: str) -> BadRequest:
+    return BadRequest(f"{param}: must not be empty.", param=param)
+
+
 def _content(parts: list[JsonObject]) -> str | list[JsonObject]:
     """Parts as a message holds them: one text alone is a text, which every server takes."""
     parts = [part for part in parts if part["type"] != "text" or part["text"]]
@@ -191,12 +196,20 @@ def _image(source: JsonObject, at: str) -> str:
 
 
 def _document(block: JsonObject, at: str) -> list[JsonObject]:
+    """What it is called, what its caller says of it, and the document."""
+    parts = _source(block, at)
+    # A file is called by its name.
+    ahead = ("context",) if parts[0]["type"] == "file" else ("title", "context")
+    return [*(_text({"text": block[name]}) for name in ahead if block.get(name)), *parts]
+
+
+def _source(block: JsonObject, at: str) -> list[JsonObject]:
     source = block["source"]
     match source["type"]:
         case "text":
             return [{"type": "text", "text": _given(source, "data", at)}]
         case "base64":
-            name = block.get("title") or "document"
+            name = block.get("title") or UNTITLED
             return [{"type": "file", "file": {"filename": name, "file_data": _data_url(source, at)}}]
         case "content":
             return _inner(source.get("content"), f"{at}.content")

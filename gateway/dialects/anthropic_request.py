@@ -157,7 +157,7 @@ def _tools(document: JsonObject) -> JsonObject:
 
 def _tool(tool: JsonObject) -> JsonObject:
     function: JsonObject = {"name": tool["name"], "parameters": tool["input_schema"]}
-    for name in ("description", "strict"):
+    for name in ("description", "strict", "input_examples"):
         if tool.get(name) is not None:
             function[name] = tool[name]
     return {"type": "function", "function": function, **mark_of(tool)}

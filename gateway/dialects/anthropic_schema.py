@@ -21,6 +21,7 @@ from gateway.dialects.chat_schema import (
 )
 
 MAX_BLOCKS: Final = 10_000
+MAX_EXAMPLES: Final = 100
 MAX_TOP_K: Final = 1_000_000
 
 _OPEN: Final = ConfigDict(strict=True, extra="ignore")
@@ -52,6 +53,7 @@ class AnthropicInnerBlock(TypedDict, total=False):
     text: str
     source: Source
     title: str | None
+    context: str | None
     content: Any
     cache_control: AnthropicCacheControl | None
 
@@ -65,6 +67,7 @@ class AnthropicBlock(TypedDict, total=False):
     text: str
     source: Source
     title: str | None
+    context: str | None
     thinking: str
     signature: str | None
     data: str
@@ -103,6 +106,7 @@ class AnthropicTool(TypedDict, total=False):
     description: str | None
     input_schema: Required[dict[str, Any]]
     strict: bool | None
+    input_examples: Annotated[list[dict[str, Any]], Field(max_length=MAX_EXAMPLES, fail_fast=True)] | None
     cache_control: AnthropicCacheControl | None
 
 

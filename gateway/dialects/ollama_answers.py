@@ -14,6 +14,7 @@ from common.contracts import Failure, Job, JsonObject, Outcome, Position
 from common.queue import Place
 from gateway.dialects.arguments import arguments_of, call_of
 from gateway.dialects.embeddings import vector_numbers
+from gateway.dialects.json_lines import in_one_line
 from gateway.dialects.ollama import LATEST, Idle
 from gateway.errors import ollama_error_object
 
@@ -91,20 +92,21 @@ def _counts(prompt_tokens: Any, completion_tokens: Any) -> JsonObject:
     return {"prompt_eval_count": prompt_tokens, "eval_count": completion_tokens}
 
 
-def durations(outcome: Outcome) -> JsonObject:
+def durations(outcome: Outcome, *, streamed: bool) -> JsonObject:
     """How long things took, in nanoseconds: the wait in the queue stands for the time of loading.
 
-    Of an answer that came in one piece nobody knows when its first token was made. Clients divide by the time that the
-    answer took, so that is never 0.
+    Of an answer that came in one piece nobody knows when its first token was made: what is noted as that moment is when
+    the whole was there. Clients divide by the time that the answer took, so that is never 0.
     """
     timings = outcome.timings_ms
-    total, queued = timings.get("total", 0), timings.get("queued", 0)
-    first = min(timings.get("first_token", total), total)
+    queued = timings.get("queued", 0)
+    total = max(timings.get("total", 0), queued + 1)
+    first = min(timings.get("first_token", total), total) if streamed else total
     spent: JsonObject = {"total_duration": total * _NS_A_MS, "load_duration": queued * _NS_A_MS}
     if first < total:
         spent["prompt_eval_duration"] = max(0, first - queued) * _NS_A_MS
         return {**spent, "eval_duration": (total - first) * _NS_A_MS}
-    return {**spent, "eval_duration": max(1, total - queued) * _NS_A_MS}
+    return {**spent, "eval_duration": (total - queued) * _NS_A_MS}
 
 
 # --- tool calls -------------------------------------------------------------------------------------------------------
@@ -179,8 +181,8 @@ class LineShape:
 
     def end(self, last: Position, outcome: Outcome, *, resumed: bool) -> bytes:
         """The last line: why it ended, counts and durations."""
-        usage = outcome.usage
-        done: JsonObject = {"done": True, "done_reason": _done_reason(outcome.finish_reason), **durations(outcome)}
+        usage, reason = outcome.usage, _done_reason(outcome.finish_reason)
+        done: JsonObject = {"done": True, "done_reason": reason, **durations(outcome, streamed=True)}
         if usage is not None:
             done |= _counts(usage.prompt_tokens, usage.completion_tokens)
         return self._called() + self._line(Said(), done)
@@ -216,14 +218,7 @@ class LineShape:
         if at_s != self._at_s:  # only once a second: to write a date costs as much as all else in a line
             self._at_s, self._prefix = at_s, self._head + _second(at_s).encode()
         told = orjson.dumps({**self._voice(said), **more})[1:]
-        return b'%b.%03dZ",%b\n' % (self._prefix, rest_ms, told if told.isascii() else _in_one_line(told))
-
-
-def _in_one_line(told: bytes) -> bytes:
-    """The JSON without what else Unicode calls an end of a line: Ollama's own client splits streams there, too."""
-    return (
-        told.replace(b"\xc2\x85", b"\\u0085").replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
-    )
+        return b'%b.%03dZ",%b\n' % (self._prefix, rest_ms, in_one_line(told))
 
 
 def _logprobs(choice: JsonObject) -> JsonObject:
@@ -259,7 +254,7 @@ def whole(job: Job, result: bytes, voice: Voice) -> bytes:
 def timed(body: bytes, outcome: Outcome, created_ms: int) -> bytes:
     """The whole answer with the moment of its end and its durations."""
     ended_ms = created_ms + outcome.timings_ms.get("total", 0)
-    return body[:-1] + b"," + orjson.dumps({"created_at": _moment(ended_ms), **durations(outcome)})[1:]
+    return body[:-1] + b"," + orjson.dumps({"created_at": _moment(ended_ms), **durations(outcome, streamed=False)})[1:]
 
 
 def idle_message(idle: Idle, now_ms: int) -> bytes:
@@ -291,7 +286,7 @@ def embed_answer(job: Job, _created_s: int, result: bytes) -> bytes:
 
 def timed_embeddings(body: bytes, outcome: Outcome, _created_ms: int) -> bytes:
     """The embeddings with the durations that Ollama tells of them."""
-    spent = durations(outcome)
+    spent = durations(outcome, streamed=False)
     kept = {name: spent[name] for name in ("total_duration", "load_duration")}
     return body[:-1] + b"," + orjson.dumps(kept)[1:]
 

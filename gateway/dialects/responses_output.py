@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import orjson
@@ -13,7 +13,8 @@ from common.queue import Record
 from common.runs import in_order
 from gateway.dialects.responses_input import response_id
 from gateway.dialects.responses_items import INCOMPLETE, Event, Output
-from gateway.dialects.responses_turns import Known, Turns, gone_on, input_items, input_turns
+from gateway.dialects.responses_listed import input_turns, listed
+from gateway.dialects.responses_turns import ITEM_ID, Known, Turns, gone_on
 from gateway.errors import row_of
 
 _STATUSES: Final = {
@@ -179,13 +180,19 @@ def conversation(job: Job, result: bytes) -> Turns:
     return gone_on(input_turns(job), [*map(Known, said)])
 
 
-def items_by_id(record: Record) -> dict[str, Known]:
-    """What a response was made from, and what it said where an answer is kept, by the ids of the items."""
-    items = input_items(record.job)
-    if record.result:
+def named_items(record: Record, ids: Collection[str]) -> dict[str, Known]:
+    """Those of these items that a response was made from, or said, where an answer is kept, by their ids.
+
+    A conversation may hold thousands of items: only what is asked for is looked through, and made.
+    """
+    wanted = {item_id: ITEM_ID.fullmatch(item_id) for item_id in ids}
+    said = {item_id for item_id, found in wanted.items() if found and found[2].isdecimal()}
+    given = wanted.keys() - said
+    items = [one.made() for one in listed(record.job) if one.id in given] if given else []
+    if said and record.result:
         broken = record.state is not State.SUCCEEDED
         items += _stored_items(record.job.id, orjson.loads(record.result)["choices"][0], broken=broken)
-    return {item["id"]: Known(item) for item in items}
+    return {item["id"]: Known(item) for item in items if item["id"] in wanted}
 
 
 def _stored_items(job_id: str, choice: JsonObject | None, *, broken: bool = False) -> list[JsonObject]:

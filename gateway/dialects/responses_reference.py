@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from common.contracts import JsonObject
-from common.errors import BadRequest
+from common.errors import BadRequest, TooLarge
 from gateway.dialects.bounded import is_list
 from gateway.dialects.responses_schema import REFERENCE, kind_of
 from gateway.dialects.responses_turns import ITEM_ID, Known
 
 MOST_REFERENCED: Final = 128
+# So many times a body's size may be read for one request. A conversation whose every turn names all before needs much.
+MOST_READ_BODIES: Final = 16
 
 
 def referenced(body: JsonObject) -> dict[str, list[str]]:
@@ -38,6 +41,29 @@ def with_items(body: JsonObject, items: Mapping[str, Known]) -> JsonObject:
             raise _unknown(index, item_id)
         given[index] = items[item_id]
     return {**body, "input": given}
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What a request may still name, and have read for it: each response holds all of its conversation."""
+
+    named_bytes: int
+    read_bytes: int
+
+    @classmethod
+    def of(cls, most_body_bytes: int) -> Allowance:
+        """That of a new request."""
+        return cls(most_body_bytes, most_body_bytes * MOST_READ_BODIES)
+
+    def take(self, named_bytes: int, read_bytes: int) -> None:
+        """Takes off the items named of a response, and the response. Raises TooLarge where it is used up."""
+        self.named_bytes -= named_bytes
+        self.read_bytes -= read_bytes
+        if self.named_bytes < 0:
+            raise TooLarge("The items named in the input are larger than a body may be.", param="input")
+        if self.read_bytes < 0:
+            text = f"The responses whose items are named in the input are larger than {MOST_READ_BODIES} bodies may be."
+            raise TooLarge(text, param="input")
 
 
 def _references(body: JsonObject) -> Iterator[tuple[int, str]]:

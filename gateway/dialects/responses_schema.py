@@ -300,6 +300,9 @@ def _check_part(part: JsonObject, param: str) -> None:
     kind: str = part["type"]
     if part.get("file_url"):
         raise BadRequest(f"{param}.file_url: files are not fetched; send file_data.", param=f"{param}.file_url")
+    if part.get("file_id"):
+        text = f"{param}.file_id: files by id are not read here; send what it holds."
+        raise BadRequest(text, param=f"{param}.file_id")
     needed = _NEEDS[kind]
     if not any(part.get(name) is not None for name in needed):
         raise BadRequest(f"{param}.{needed[0]}: this field is required.", param=f"{param}.{needed[0]}")

@@ -121,7 +121,7 @@ _COMPLETIONS: Final = {
 }
 _ITEMS: Final = ("MessageItem", "CallItem", "CallOutputItem", "ReasoningItem", "ReferenceItem")
 _RESPONSE_PART: Final = {
-    **_may(file_url=_FALSY),
+    **_may(file_url=_FALSY, file_id=_FALSY),
     **_kinds(
         input_text=_has(text={}),
         output_text=_has(text={}),

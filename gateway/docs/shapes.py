@@ -75,6 +75,7 @@ _ANTHROPIC_MODEL: Final = _object(
         "type": _const("model"),
         "display_name": _TEXT,
         "created_at": _TEXT,
+        "max_input_tokens": _or_null("integer"),
         "max_tokens": _or_null("integer"),
     }
 )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Final
-from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -19,8 +17,8 @@ from common.ledger.files import File
 from gateway.auth import Principal
 from gateway.dialects.files import file_object, page_object
 from gateway.docs.files import CREATE_FILE, DELETE_FILE, FILE, FILE_CONTENT, FILES
+from gateway.downloads import Download
 from gateway.errors import asks_anthropic
-from gateway.files import pieces
 from gateway.parts import Parts
 from gateway.routes.jobs import limit_of
 from gateway.routes.plain import PlainRoute
@@ -67,11 +65,7 @@ def router(parts: Parts) -> APIRouter:
     @routes.get("/v1/files/{file_id}/content", **FILE_CONTENT)
     async def content(request: Request, file_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         file = await own_file(parts, parts.auth.principal(request), file_id)
-        headers = {
-            "content-length": str(file.size_bytes),
-            "content-disposition": f"attachment; filename*=utf-8''{quote(file.filename)}",
-        }
-        return StreamingResponse(_bytes(parts, file), 200, headers, "application/octet-stream")
+        return Download(parts.hub, parts.files, file)
 
     return routes
 
@@ -90,11 +84,6 @@ async def own_file(parts: Parts, principal: Principal, file_id: str, *, param: s
 def no_such_file(file_id: str, param: str = "id") -> NotFound:
     """The refusal of an id that is no file of the caller's."""
     return NotFound(f"No such File object: {file_id[:64]!r}.", param=param)
-
-
-async def _bytes(parts: Parts, file: File) -> AsyncGenerator[bytes]:
-    async for piece in pieces(parts.files, file.id):
-        yield piece
 
 
 async def _page(parts: Parts, principal: Principal, request: Request) -> JsonObject:

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from common.contracts import JsonObject, Position, State, pool_of
+from common.contracts import Job, JsonObject, Position, State, pool_of
 from common.errors import BadRequest, CallerError, NotFound, PositionGone
 from common.queue import Cancelling, Record
 from common.stream import Entry
@@ -24,7 +24,7 @@ from gateway.journal import Acceptance
 from gateway.limits import limit_headers
 from gateway.parts import Parts
 from gateway.readers import Subscription
-from gateway.relay import EventStream, Relay
+from gateway.relay import EventStream, Relay, no_frames
 from gateway.routes.plain import PlainRoute
 
 MOST_LISTED: Final = 100
@@ -106,6 +106,8 @@ def _add_one_job(routes: APIRouter, parts: Parts) -> None:
     async def job_events(request: Request, job_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await own(parts, parts.auth.principal(request), job_id)
         seen = _position(request)
+        if request.method == "HEAD":
+            return EventStream(parts.hub, no_frames(), _headers(record.job))
         if seen is None and not record.state.ended:
             return await follow(parts, record, None, seen=None)
         last = await last_entry(parts, record)
@@ -149,7 +151,11 @@ async def follow(parts: Parts, record: Record, start: Position | None, *, seen: 
     reader, first = await watched(parts, record, start)
     shape = ChunkShape(job.id, record.created_ms // 1000, job.model, job.include_usage, queue_events=True)
     relay = Relay(reader, shape, parts.metrics, on_interrupt=job.on_interrupt, seen=seen)
-    return EventStream(parts.hub, relay.bytes(first), {**job_headers(job.id), **choice_headers(job)})
+    return EventStream(parts.hub, relay.bytes(first), _headers(job))
+
+
+def _headers(job: Job) -> dict[str, str]:
+    return {**job_headers(job.id), **choice_headers(job)}
 
 
 async def watched(parts: Parts, record: Record, start: Position | None) -> tuple[Subscription, list[Entry]]:

@@ -61,7 +61,8 @@ def show_model(parts: Parts, name: str) -> Response:
 
 
 def _info(parts: Parts, name: str) -> JsonObject:
-    return model_info(name, parts.settings.models[parts.settings.model_names[name]].max_tokens)
+    row = parts.settings.models[parts.settings.model_names[name]]
+    return model_info(name, row.max_tokens, row.longest_context)
 
 
 def _json(body: bytes) -> Response:

@@ -61,12 +61,11 @@ def router(parts: Parts) -> APIRouter:
 def _add_models(routes: APIRouter, parts: Parts) -> None:
     models, names = parts.settings.models, parts.settings.model_names
 
-    # Ollama's clients ask this first, to see whether somebody is there.
-    @routes.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    # Ollama's clients ask this first, to see whether somebody is there, and many compare the words.
+    @routes.get("/", include_in_schema=False)
     async def here(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        return Response("Headrace is running", media_type="text/plain")
+        return Response("Ollama is running", media_type="text/plain")
 
-    @routes.head("/api/tags", include_in_schema=False)
     @routes.get("/api/tags", **OLLAMA_TAGS)
     async def tags(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         parts.auth.principal(request)
@@ -84,7 +83,6 @@ def _add_models(routes: APIRouter, parts: Parts) -> None:
         row = models[names[ollama.shown_model(await _body(parts, request), names)]]
         return Response(ollama_answers.shown(row.longest_context, row.capabilities or ()), media_type=JSON)
 
-    @routes.head("/api/version", include_in_schema=False)
     @routes.get("/api/version", **OLLAMA_VERSION)
     async def version(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         parts.auth.principal(request)

@@ -30,6 +30,7 @@ from gateway.answers import (
 from gateway.auth import Principal
 from gateway.dialects.names import RESPONSES
 from gateway.dialects.native import parse_options
+from gateway.dialects.openai import ChatRequest
 from gateway.dialects.responses_input import (
     in_response,
     job_id_of,
@@ -37,16 +38,17 @@ from gateway.dialects.responses_input import (
     response_id,
     response_request,
 )
-from gateway.dialects.responses_output import conversation, items_by_id, recorded_response, whole_response
-from gateway.dialects.responses_reference import referenced, with_items
+from gateway.dialects.responses_listed import items_page
+from gateway.dialects.responses_output import conversation, named_items, recorded_response, whole_response
+from gateway.dialects.responses_reference import Allowance, referenced, with_items
 from gateway.dialects.responses_stream import ResponseShape
-from gateway.dialects.responses_turns import Known, Turns, input_items
+from gateway.dialects.responses_turns import Known, Turns
 from gateway.dialects.surfaces import answered_by
 from gateway.docs.openai import CANCEL_RESPONSE, CREATE_RESPONSE, DELETE_RESPONSE, INPUT_ITEMS, INPUT_TOKENS, RESPONSE
 from gateway.http import read_body, request_id
 from gateway.limits import limit_headers
 from gateway.parts import Parts
-from gateway.relay import EventStream, Relay, stored_frames
+from gateway.relay import EventStream, Relay, no_frames, stored_frames
 from gateway.routes.jobs import limit_of, record_of, watched
 from gateway.routes.plain import PlainRoute
 
@@ -65,9 +67,8 @@ def router(parts: Parts) -> APIRouter:
     @routes.post("/v1/responses", **CREATE_RESPONSE)
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         principal = parts.auth.principal(request)
-        body = await _with_items(parts, principal, read_response_request(await _body(parts, request)))
-        before = await _before(parts, principal, body.get("previous_response_id"))
-        job = _job(parts, principal, body, before, request)
+        body = read_response_request(await _body(parts, request))
+        job = _job(parts, principal, body, await _asked(parts, principal, body), request)
         if body.get("background"):
             return await _in_background(parts, job, streamed=bool(body.get("stream")))
         return await (stream_answer(parts, job) if body.get("stream") else _whole(parts, job, request))
@@ -76,9 +77,11 @@ def router(parts: Parts) -> APIRouter:
     async def retrieve(request: Request, response_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await _own(parts, parts.auth.principal(request), response_id)
         after = _starting_after(request)
-        if after is not None:
-            return await _follow(parts, record, after)
-        return await _shown(parts, record)
+        if after is None:
+            return await _shown(parts, record)
+        if request.method == "HEAD":
+            return EventStream(parts.hub, no_frames(), _headers(record.job))
+        return await _follow(parts, record, after)
 
     @routes.delete("/v1/responses/{response_id}", **DELETE_RESPONSE)
     async def delete(request: Request, response_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -91,6 +94,11 @@ def router(parts: Parts) -> APIRouter:
 
 
 def _add_parts_of_one(routes: APIRouter, parts: Parts) -> None:
+    @routes.post("/v1/responses/compact", include_in_schema=False)
+    async def compact(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        parts.auth.principal(request)
+        raise NotFound("Conversations are not compacted here; send a shorter one.", code="unknown_url")
+
     @routes.post("/v1/responses/{response_id}/cancel", **CANCEL_RESPONSE)
     async def cancel(request: Request, response_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await _own(parts, parts.auth.principal(request), response_id)
@@ -99,7 +107,7 @@ def _add_parts_of_one(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/v1/responses/{response_id}/input_items", **INPUT_ITEMS)
     async def items(request: Request, response_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         record = await _own(parts, parts.auth.principal(request), response_id)
-        return _json(_page(request, input_items(record.job)))
+        return await _page(request, record.job)
 
     @routes.post("/v1/responses/input_tokens", **INPUT_TOKENS)
     async def input_tokens(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -107,8 +115,7 @@ def _add_parts_of_one(routes: APIRouter, parts: Parts) -> None:
         body = read_response_request(await _body(parts, request))
         if body["model"] not in parts.settings.model_names:
             raise ModelNotFound(f"The model {body['model'][:128]!r} does not exist.", param="model")
-        body = await _with_items(parts, principal, body)
-        asked = response_request(body, await _before(parts, principal, body.get("previous_response_id")))
+        asked = await _asked(parts, principal, body)
         counted = await parts.tokens.count_prompt(asked.body)
         return _json({"object": "response.input_tokens", "input_tokens": counted})
 
@@ -165,6 +172,18 @@ def _json(document: JsonObject) -> Response:
 # --- made -------------------------------------------------------------------------------------------------------------
 
 
+async def _asked(parts: Parts, principal: Principal, body: JsonObject) -> ChatRequest:
+    """The chat request for a checked request. Raises BadRequest, TooLarge.
+
+    What it goes on from or names is worked on beside the event loop: a few bytes may stand for thousands of messages.
+    """
+    whole = await _with_items(parts, principal, body)
+    before = await _before(parts, principal, body.get("previous_response_id"))
+    if whole is body and not before.turns:
+        return response_request(body)
+    return await asyncio.to_thread(response_request, whole, before)
+
+
 async def _before(parts: Parts, principal: Principal, previous: str | None) -> Turns:
     """The conversation that a request goes on from. Raises BadRequest where there is none by that id."""
     if previous is None:
@@ -175,30 +194,40 @@ async def _before(parts: Parts, principal: Principal, previous: str | None) -> T
         raise BadRequest(text, param=param, code="previous_response_not_found")
     if record.state is not State.SUCCEEDED or not record.result:
         raise BadRequest(f"{param}: this response has no answer to go on from (yet).", param=param)
-    before = await shaped(record.result, conversation, record.job, record.result)
+    before, size_bytes = await asyncio.to_thread(_measured, record.job, record.result)
     # Each turn holds all before it: without this a conversation could grow without an end.
     most_bytes = parts.settings.max_body_bytes
-    if len(orjson.dumps(before.messages)) > most_bytes:
+    if size_bytes > most_bytes:
         raise TooLarge(f"{param}: the conversation before is too large: more than {most_bytes} bytes.", param=param)
     return before
+
+
+def _measured(job: Job, result: bytes) -> tuple[Turns, int]:
+    """A response's conversation, and its size in bytes."""
+    before = conversation(job, result)
+    return before, len(orjson.dumps(before.messages))
 
 
 async def _with_items(parts: Parts, principal: Principal, body: JsonObject) -> JsonObject:
     """The request with the items that it only names. Raises BadRequest where one is not the caller's, TooLarge."""
     items: dict[str, Known] = {}
-    left_bytes = parts.settings.max_body_bytes
+    left = Allowance.of(parts.settings.max_body_bytes)
     wanted = referenced(body)
     for digits, ids in wanted.items():
         record = await _of_digits(parts, principal, digits)
         if record is None:
             continue
-        found = await shaped(record.result, items_by_id, record)
-        named = {item_id: found[item_id] for item_id in ids if item_id in found}
-        left_bytes -= len(orjson.dumps([*named.values()]))
-        if left_bytes < 0:
-            raise TooLarge(f"The items named in the input are more than {parts.settings.max_body_bytes} bytes.")
-        items |= named
+        items |= await asyncio.to_thread(_named, record, ids, left)
     return with_items(body, items) if wanted else body
+
+
+def _named(record: Record, ids: list[str], left: Allowance) -> dict[str, Known]:
+    """These items of a response, as far as there are any. Raises TooLarge."""
+    read_bytes = len(orjson.dumps(record.job.body)) + len(record.result or b"")
+    left.take(0, read_bytes)
+    found = named_items(record, ids)
+    left.take(len(orjson.dumps([*found.values()])), 0)
+    return found
 
 
 async def _of_digits(parts: Parts, principal: Principal, digits: str) -> Record | None:
@@ -209,12 +238,12 @@ async def _of_digits(parts: Parts, principal: Principal, digits: str) -> Record 
     return None
 
 
-def _job(parts: Parts, principal: Principal, body: JsonObject, before: Turns, request: Request) -> Job:
+def _job(parts: Parts, principal: Principal, body: JsonObject, asked: ChatRequest, request: Request) -> Job:
     manner = IN_BACKGROUND if body.get("background") else STREAMED if body.get("stream") else WAITED_FOR
     try:
         return parts.admission.job(
             principal,
-            response_request(body, before),
+            asked,
             parse_options(request.scope["headers"]),
             manner,
             request_id=request_id(request),
@@ -371,18 +400,11 @@ async def _delete(parts: Parts, record: Record) -> None:
 # --- input items ------------------------------------------------------------------------------------------------------
 
 
-def _page(request: Request, items: list[JsonObject]) -> JsonObject:
+async def _page(request: Request, job: Job) -> Response:
     """A page of the items, the last one first unless asked otherwise. Raises BadRequest."""
     query = request.query_params
     most, order, after = limit_of(query.get("limit", "20")), query.get("order", "desc"), query.get("after")
     if order not in ("asc", "desc"):
         raise BadRequest("order: must be asc or desc.", param="order")
-    if order == "desc":
-        items = items[::-1]
-    ids = [item["id"] for item in items]
-    if after is not None and after not in ids:
-        raise BadRequest("after: there is no such item.", param="after")
-    start = 0 if after is None else ids.index(after) + 1
-    shown = items[start : start + most]
-    ends = {"first_id": shown[0]["id"] if shown else "", "last_id": shown[-1]["id"] if shown else ""}
-    return {"object": "list", "data": shown, **ends, "has_more": len(items) > start + most}
+    page = await asyncio.to_thread(items_page, job, most, descending=order == "desc", after=after)
+    return Response(page, media_type="application/json")

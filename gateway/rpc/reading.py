@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -32,7 +33,7 @@ _OF_THE_CALL: Final = ("stream", "stream_options")
 
 def chat_of(given: pb.ChatRequest) -> ChatRequest:
     """The chat request in its own fields and in `extra_json` together. Raises BadRequest naming the field."""
-    extra = read_object(given.extra_json, schemas_of) if given.extra_json else {}
+    extra = _extra_of(given)
     for name in _OF_THE_CALL:
         if name in extra:
             raise BadRequest(f"{name}: whether there is a stream is the call's own matter.", param=name)
@@ -44,6 +45,13 @@ def chat_of(given: pb.ChatRequest) -> ChatRequest:
         check_length("stop", given.stop, MAX_STOPS)
         body["stop"] = list(given.stop)
     return chat_request(_together(body, extra, ""))
+
+
+def _extra_of(given: pb.ChatRequest) -> JsonObject:
+    if not given.extra_json:
+        return {}
+    with _at("extra_json"):
+        return read_object(given.extra_json, schemas_of)
 
 
 def prompt_of(given: pb.Prompt, *, default_model: str | None) -> ChatRequest:
@@ -76,7 +84,8 @@ def submission_of(given: pb.SubmitJobRequest, headers: RawHeaders, *, default_mo
 
 
 def _metadata_of(raw: bytes) -> JsonObject:
-    return read_object(raw, _no_schemas, metadata_of=lambda found: (found,))
+    with _at("metadata_json"):
+        return read_object(raw, _no_schemas, metadata_of=lambda found: (found,))
 
 
 def view_of(given: pb.GetJobRequest) -> pb.JobView:
@@ -93,7 +102,8 @@ def _work(given: pb.SubmitJobRequest, default_model: str | None) -> Asked:
         case "prompt":
             return prompt_of(given.prompt, default_model=default_model)
         case "embeddings_json":
-            return parse_embeddings(given.embeddings_json)
+            with _at("embeddings_json"):
+                return parse_embeddings(given.embeddings_json)
         case _:
             raise BadRequest("work: one of chat, prompt and embeddings_json is required.", param="work")
 
@@ -107,10 +117,14 @@ class _Pieces:
     def __init__(self) -> None:
         self._left = MAX_NODES
 
-    def read(self, raw: bytes) -> JsonObject:
-        """The object in this piece, {} where there is none. Raises BadRequest."""
+    def read(self, raw: bytes, place: str) -> JsonObject:
+        """The object in the piece at this place, {} where there is none. Raises BadRequest naming it."""
         if not raw:
             return {}
+        with _at(place):
+            return self._read(raw)
+
+    def _read(self, raw: bytes) -> JsonObject:
         self._left -= values_in(raw)
         if self._left < 0:
             raise BadRequest(f"The messages have too many values: at most {MAX_NODES}.", param="messages")
@@ -131,14 +145,14 @@ def _message(given: pb.ChatMessage, pieces: _Pieces, where: str) -> JsonObject:
         check_length(f"{where}tool_calls", given.tool_calls, MAX_TOOLS)
         calls = enumerate(given.tool_calls)
         message["tool_calls"] = [_tool_call(one, pieces, f"{where}tool_calls[{index}].") for index, one in calls]
-    return _together(message, pieces.read(given.extra_json), where)
+    return _together(message, pieces.read(given.extra_json, f"{where}extra_json"), where)
 
 
 def _tool_call(given: pb.ToolCall, pieces: _Pieces, where: str) -> JsonObject:
     call: JsonObject = {"id": given.id, "type": given.type or "function"}
     if given.name or given.arguments:
         call["function"] = {"name": given.name, "arguments": given.arguments}
-    return _together(call, pieces.read(given.extra_json), where)
+    return _together(call, pieces.read(given.extra_json, f"{where}extra_json"), where)
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -151,6 +165,19 @@ def _together(typed: JsonObject, extra: JsonObject, where: str) -> JsonObject:
             param = f"{where}{name[:64]}"
             raise BadRequest(f"{param}: stands in extra_json and in a field of its own.", param=param)
     return {**typed, **extra}
+
+
+@contextmanager
+def _at(place: str) -> Generator[None]:
+    """Raises a BadRequest that names no field, raised inside, as one that names this piece of JSON."""
+    try:
+        yield
+    except BadRequest as error:
+        failure = error.failure
+        if failure.param is not None:
+            raise
+        words = failure.message.removeprefix("The body's ").removeprefix("The body ")
+        raise BadRequest(f"{place}: {words}", param=place, code=failure.code) from None
 
 
 def _set(given: Message, *names: str) -> JsonObject:

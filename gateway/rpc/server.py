@@ -33,13 +33,12 @@ class RpcServer:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._server = grpc.aio.server(
-            options=_options(parts.settings.max_body_bytes), interceptors=[Arrival(parts.settings.request_timeout_s)]
-        )
-        self._tasks: list[asyncio.Task[None]] = []
-        self._ready = True
         self._connections = Connections()
         self._service = InferenceService(parts, self._connections)
+        arrival = Arrival(parts.settings.request_timeout_s, {NAME: self._service.refuse})
+        self._server = grpc.aio.server(options=_options(parts.settings.max_body_bytes), interceptors=[arrival])
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready = True
         rpc.add_InferenceServiceServicer_to_server(self._service, self._server)  # pyright: ignore[reportUnknownMemberType]
         self._health = add_health(self._server, SERVICES)
         add_reflection(self._server, SERVICES)

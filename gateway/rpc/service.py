@@ -31,7 +31,7 @@ from gateway.dialects.openai import ChatRequest
 from gateway.limits import limit_headers
 from gateway.parts import Parts
 from gateway.readers import SlowReader
-from gateway.relay import SEND_TIMEOUT_S, Relay, stored_frames
+from gateway.relay import Relay, stored_frames
 from gateway.routes.jobs import cancelled, cost_usd, last_entry, own, record_of, start_after, watched
 from gateway.rpc.calls import Call, Context, Frame
 from gateway.rpc.connections import Connections
@@ -40,6 +40,7 @@ from gateway.rpc.headrace.v1 import inference_pb2_grpc as rpc
 from gateway.rpc.reading import chat_of, options_of, prompt_of, submission_of, view_of
 from gateway.rpc.shape import EventShape
 from gateway.rpc.writing import STATUSES, completion_of, job_of, place_of, text_of, words_of
+from gateway.sending import SEND_TIMEOUT_S
 
 NAME: Final = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 # In one message of a stream: far below the 4 MiB that clients take, unless they say otherwise.
@@ -69,6 +70,14 @@ class InferenceService(rpc.InferenceServiceServicer):
     async def idle(self) -> None:
         """Returns when no call is under way."""
         await self._frame.idle()
+
+    async def refuse(self, method: str, context: Context, failure: Failure) -> None:
+        """Ends a call whose message is none, as one that was begun."""
+
+        async def work(_call: Call) -> None:
+            raise _error(failure)
+
+        await self._frame.answer(method, context, work)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

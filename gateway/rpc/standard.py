@@ -56,7 +56,7 @@ def add_health(server: grpc.aio.Server, services: tuple[str, ...]) -> Health:
 
 def add_reflection(server: grpc.aio.Server, services: tuple[str, ...]) -> None:
     """Has the server describe these services, itself among them."""
-    servicer = reflection.aio.ReflectionServicer(services, pool=described())
+    servicer = reflecting(services)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # pyright: ignore[reportUnknownMemberType]
     method = grpc.stream_stream_rpc_method_handler(
         cast("Any", servicer).ServerReflectionInfo,
@@ -65,6 +65,30 @@ def add_reflection(server: grpc.aio.Server, services: tuple[str, ...]) -> None:
     )
     handlers = grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": method})
     server.add_generic_rpc_handlers((handlers,))
+
+
+def reflecting(services: tuple[str, ...]) -> reflection.aio.ReflectionServicer:
+    """What answers for the description of these services."""
+    return reflection.aio.ReflectionServicer(services, pool=cast("DescriptorPool", _WithMethods(described())))
+
+
+class _WithMethods:
+    """A pool that finds the file of a method, too, which the pool's own search for symbols passes over."""
+
+    def __init__(self, pool: DescriptorPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:
+        """The file that declares this. Raises KeyError."""
+        # Untyped in the stubs of this package.
+        pool = cast("Any", self._pool)
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return pool.FindMethodByName(symbol).containing_service.file
 
 
 def described() -> DescriptorPool:

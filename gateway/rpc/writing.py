@@ -118,10 +118,10 @@ def usage_of(usage: JsonObject) -> pb.Usage:
 
 
 def text_of(completion: pb.Completion) -> pb.InferResponse:
-    """The first answer's words."""
+    """The first answer's words, also where the model declined in a field apart."""
     first = completion.choices[0] if completion.choices else pb.Choice()
     return pb.InferResponse(
-        text=first.message.content,
+        text=first.message.content + first.message.refusal,
         finish_reason=first.finish_reason,
         model=completion.model,
         usage=completion.usage if completion.HasField("usage") else None,
@@ -146,7 +146,7 @@ def words_of(events: list[pb.JobEvent]) -> list[pb.InferStreamResponse]:
 def _said(event: pb.JobEvent) -> pb.InferStreamResponse | None:
     match event.WhichOneof("event"):
         case "chunk":
-            words = "".join(one.delta.content for one in event.chunk.choices if one.index == 0)
+            words = "".join(one.delta.content + one.delta.refusal for one in event.chunk.choices if one.index == 0)
             return pb.InferStreamResponse(position=event.position, text=words) if words else None
         case "reset":
             return pb.InferStreamResponse(position=event.position, reset=True)
@@ -260,8 +260,8 @@ def _take(rest: JsonObject, name: str, kind: type[Taken]) -> Taken | None:
 
 
 def _rest(rest: JsonObject, *without: str) -> bytes:
-    """What is left, as JSON; nothing where nothing is."""
-    left = {name: value for name, value in rest.items() if name not in without}
+    """What is left, as JSON; nothing where nothing is. Null counts as not there."""
+    left = {name: value for name, value in rest.items() if value is not None and name not in without}
     return orjson.dumps(left) if left else b""
 
 

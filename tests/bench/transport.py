@@ -24,7 +24,7 @@ import httpx_aiohttp
 import orjson
 import uvloop
 
-from common.config import Backend
+from common.servers import Backend
 from workers.answer import Answer
 from workers.providers.base import Call
 from workers.providers.registry import make

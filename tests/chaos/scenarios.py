@@ -24,8 +24,8 @@ from tests.support.reader import PAUSE_S, Caller, numbered, until
 from tests.support.redis_server import EVERY_WRITE_KEPT
 from tests.support.stage import POOL, Stage
 
-END_LIMIT_S: Final = 8.0
-LEDGER_LIMIT_S: Final = 3.0
+END_LIMIT_S: Final = 15.0
+LEDGER_LIMIT_S: Final = 12.0
 LEASE_S: Final = 1
 PACE: Final = {"token_ms": 15}
 

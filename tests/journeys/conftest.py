@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.fleet import KEY, OTHER_KEY, ROOT, Fleet
+from tests.support.fleet import KEY, OTHER_KEY, ROOT, Fleet, until
 from tests.support.grpc_client import Caller, caller
 from tests.support.upstream import HANG, Reply, Request, Upstream
 
@@ -36,6 +36,8 @@ tenants:
   few: {api_keys: [hr-test-key-of-who-may-have-few], max_waiting_jobs: 2}
 """
 FEW_KEY = "hr-test-key-of-who-may-have-few"
+KEYS = (KEY, OTHER_KEY, FEW_KEY)
+POOLS = ("default", "idle", "narrow")
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"finish_reason":null}]}\n\n'
 GRACE_S = 1
 STATUS_WAIT_S = 0.8
@@ -85,7 +87,7 @@ class SilentModel(Upstream):
 
 
 @pytest.fixture(scope="session")
-def remote() -> Iterator[SilentModel]:
+def _remote() -> Iterator[SilentModel]:
     """The server behind the model `remote`, in a thread of its own."""
     upstream = SilentModel()
     listening, ending = threading.Event(), asyncio.Event()
@@ -105,8 +107,15 @@ def remote() -> Iterator[SilentModel]:
     loop.close()
 
 
+@pytest.fixture
+def remote(_remote: SilentModel) -> SilentModel:
+    """The server behind the model `remote`; no call of an earlier test hangs there any more."""
+    until(lambda: _remote.hanging == 0, what="a call of an earlier test is still there")
+    return _remote
+
+
 @pytest.fixture(scope="session")
-def _shared_fleet(site: str, remote: SilentModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def _shared_fleet(site: str, _remote: SilentModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     fleet = Fleet(
         tmp_path_factory.mktemp("fleet"),
         gateways=2,
@@ -119,7 +128,7 @@ def _shared_fleet(site: str, remote: SilentModel, tmp_path_factory: pytest.TempP
         max_lane_depth=MOST_WAITING,
         breaker_failures=10_000,  # tests have this backend fail for each other
         cors_origins=site,
-        test_remote=remote.url,
+        test_remote=_remote.url,
     )
     fleet.add("worker-narrow", "workers", pools="narrow", worker_concurrency=1)
     try:
@@ -130,13 +139,12 @@ def _shared_fleet(site: str, remote: SilentModel, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def fleet(_shared_fleet: Fleet) -> Iterator[Fleet]:
-    """The fleet. Whatever a test does to it, no process may log an error or a traceback."""
-    before = {name: len(member.log()) for name, member in _shared_fleet.members.items()}
+    """The fleet. Whatever a test does to it, no process may log an error or a traceback, and no job is left."""
     yield _shared_fleet
-    for name, member in _shared_fleet.members.items():
-        new = member.log()[before[name] :]
+    _shared_fleet.cancel_all(*POOLS, keys_of_tenants=KEYS)
+    for name, new in _shared_fleet.news().items():
         assert '"level":"error"' not in new and "Traceback" not in new, f"{name}:\n{new}"
-        assert member.runs, f"{name} ended:\n{new}"
+        assert _shared_fleet.members[name].runs, f"{name} ended:\n{new}"
 
 
 @pytest.fixture

@@ -40,11 +40,15 @@ def held(client: httpx.Client) -> int:
 def test_chat_is_answered_while_a_batch_backlog_waits_for_slots(fleet: Fleet) -> None:
     with fleet.client() as client:
         assert client.post(CHAT, json=chat(tokens=1)).status_code == 200
-        long = chat(numbered=True, tokens=50, token_ms=40)
-        ids = [submit(client, long, priority="batch") for _ in range(SLOTS + 2)]
+        long, short = chat(numbered=True, tokens=1, hang_at=0), chat(tokens=1)
+        ids = [submit(client, long, priority="batch") for _ in range(SLOTS - KEPT)]
+        ids += [submit(client, short, priority="batch") for _ in range(KEPT + 2)]
         until(lambda: held(client) == SLOTS - KEPT, what="the slots for batch work were not taken")
         for _ in range(3):
             assert client.post(CHAT, json=chat(tokens=1)).status_code == 200
         states = [record(client, job_id)["status"] for job_id in ids]
         assert states == ["running"] * (SLOTS - KEPT) + ["queued"] * (KEPT + 2)
-        assert [when(client, job_id, limit_s=30)["status"] for job_id in ids] == ["succeeded"] * len(ids)
+        for job_id in ids[: SLOTS - KEPT]:
+            client.post(f"/v1/jobs/{job_id}/cancel")
+        ended = [when(client, job_id, limit_s=30)["status"] for job_id in ids]
+        assert ended == ["cancelled"] * (SLOTS - KEPT) + ["succeeded"] * (KEPT + 2)

@@ -61,9 +61,9 @@ def _own_fleet(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> 
 def fleet(_own_fleet: Fleet) -> Iterator[Fleet]:
     """A fleet of this file's own; no process may log an error."""
     yield _own_fleet
-    for name, member in _own_fleet.members.items():
-        assert '"level":"error"' not in member.log() and "Traceback" not in member.log(), member.log()
-        assert member.runs, name
+    for name, said in _own_fleet.news().items():
+        assert '"level":"error"' not in said and "Traceback" not in said, f"{name}:\n{said}"
+        assert _own_fleet.members[name].runs, name
 
 
 def embed(client: httpx.Client, given: Any, model: str = "vectors", **more: Any) -> httpx.Response:
@@ -228,7 +228,8 @@ def test_a_jobs_events_are_its_end(client: httpx.Client) -> None:
     job_id = submit(client, "one")
     status, raw = follow(client, job_id)
     assert status == 200
-    assert [frame.data for frame in frames(raw)] == ["[DONE]"]
+    # While it waits for the worker its reader may be told so.
+    assert [frame.data for frame in frames(raw) if frame.name != "queue"] == ["[DONE]"]
 
 
 def test_a_failed_server_is_asked_again_and_then_told_of(client: httpx.Client, embedder: Embedder) -> None:

@@ -31,7 +31,9 @@ from tests.support.say import follow, frames, submit, when
 
 pytestmark = pytest.mark.timeout(60)
 
-LONG: dict[str, Any] = {"numbered": True, "tokens": 44, "token_ms": 15}
+# It goes on for longer than what is done to it meanwhile takes on a crowded machine.
+LONG: dict[str, Any] = {"numbered": True, "tokens": 44, "token_ms": 30}
+ENDLESS: dict[str, Any] = {"numbered": True, "tokens": 2_000, "token_ms": 50}
 WHOLE = "".join(f" {number}" for number in range(44))
 Code = grpc.StatusCode
 
@@ -63,7 +65,7 @@ def test_a_jobs_own_deadline_that_is_sooner_counts(rpc: Caller) -> None:
 
 def test_the_deadline_of_a_submission_is_none_of_its_jobs(rpc: Caller, client: httpx.Client) -> None:
     taken = rpc.ask(
-        "SubmitJob", pb.SubmitJobRequest(chat=chat(numbered=True, tokens=3, first_token_ms=1_100)), limit_s=1
+        "SubmitJob", pb.SubmitJobRequest(chat=chat(numbered=True, tokens=3, first_token_ms=2_100)), limit_s=2
     )
     assert when(client, taken.job_id)["status"] == "succeeded"
 
@@ -76,7 +78,7 @@ def test_a_stream_that_is_cancelled_has_its_upstream_cut(
     job_id = job_id_of(call)
     assert remote.hanging == 1
     call.cancel()
-    until(lambda: remote.hanging == 0, GRACE_S + 5, "the upstream was not cut")
+    until(lambda: remote.hanging == 0, GRACE_S + 12, "the upstream was not cut")
     assert when(client, job_id)["status"] == "cancelled"
 
 
@@ -84,7 +86,7 @@ def test_a_caller_who_waited_for_a_whole_answer_and_left_cancels_it_too(rpc: Cal
     call = rpc.stub.ChatCompletion.future(asked(chat("remote", words="x")), metadata=rpc.metadata, timeout=20)
     until(lambda: remote.hanging == 1, what="the upstream was not asked")
     call.cancel()
-    until(lambda: remote.hanging == 0, GRACE_S + 5, "the upstream was not cut")
+    until(lambda: remote.hanging == 0, GRACE_S + 12, "the upstream was not cut")
 
 
 def test_a_caller_can_ask_that_the_work_goes_on(rpc: Caller, client: httpx.Client) -> None:
@@ -97,7 +99,7 @@ def test_a_caller_can_ask_that_the_work_goes_on(rpc: Caller, client: httpx.Clien
 
 
 def test_a_cancelled_jobs_reader_is_told(rpc: Caller, rpc_elsewhere: Caller) -> None:
-    call = stream(rpc, chat(**LONG))
+    call = stream(rpc, chat(**ENDLESS))
     first_chunks(call, 2)
     rpc_elsewhere.ask("CancelJob", pb.CancelJobRequest(job_id=job_id_of(call)))
     with pytest.raises(grpc.RpcError) as error:

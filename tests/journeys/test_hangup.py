@@ -14,7 +14,7 @@ from tests.support.say import CHAT, chat, follow, frames, record, submit, text_o
 pytestmark = pytest.mark.timeout(60)
 
 # The promise is the grace and two seconds; the rest is for a busy machine.
-CANCELLED_WITHIN_S = GRACE_S + 2 + 3
+CANCELLED_WITHIN_S = GRACE_S + 2 + 10
 # Longer than a grace and the round that notices its end.
 LONG: dict[str, Any] = {"numbered": True, "tokens": 44, "token_ms": 50}
 WHOLE = "".join(f" {number}" for number in range(44))
@@ -55,7 +55,7 @@ def test_a_cancel_by_request_reaches_a_silent_upstream(client: httpx.Client, rem
     job_id = submit(client, chat("remote", words="x"))
     until(lambda: remote.hanging == 1)
     client.post(f"/v1/jobs/{job_id}/cancel")
-    until(lambda: remote.hanging == 0, 2, "the upstream was not cut")
+    until(lambda: remote.hanging == 0, 10, "the upstream was not cut")
     assert when(client, job_id)["status"] == "cancelled"
 
 
@@ -92,8 +92,8 @@ def test_a_caller_can_ask_that_the_work_goes_on_without_readers(client: httpx.Cl
 
 
 def test_a_job_goes_on_without_readers_unless_it_was_submitted_to_stop(client: httpx.Client) -> None:
-    body = chat(**LONG)
-    ids = [submit(client, body), submit(client, body, on_disconnect="cancel")]
+    endless = chat(numbered=True, tokens=2_000, token_ms=50)
+    ids = [submit(client, chat(**LONG)), submit(client, endless, on_disconnect="cancel")]
     for job_id in ids:
         follow(client, job_id, most_bytes=300)
     assert [when(client, job_id)["status"] for job_id in ids] == ["succeeded", "cancelled"]

@@ -88,9 +88,11 @@ def test_the_events_replay_the_very_bytes_of_the_submitting_stream(
 ) -> None:
     body = {**chat(stream=True, numbered=True, tokens=30, token_ms=2), "stream_options": {"include_usage": True}}
     live = client.post(CHAT, json=body)
+    # What is said while nothing comes is no part of the answer.
+    said = b"".join(line for line in live.content.splitlines(keepends=True) if not line.startswith(b":"))
     for reader in (client, elsewhere):
         status, replayed = follow(reader, live.headers["x-headrace-job-id"])
-        assert (status, replayed) == (200, live.content)
+        assert (status, replayed) == (200, said)
 
 
 def test_a_whole_answers_job_can_be_read_too(client: httpx.Client) -> None:
@@ -255,8 +257,13 @@ def test_jobs_submitted_at_once_with_one_key_are_one_that_is_there(
         for trial in range(30):
             headers = {"idempotency-key": f"many-at-once-{trial}"}
             racers = [(client, elsewhere)[number % 2] for number in range(12)]
-            answers = list(
-                crowd.map(lambda one, headers=headers: one.post("/v1/jobs", json=given, headers=headers), racers)
-            )
+            answers = list(crowd.map(lambda one, headers=headers: taken(one, given, headers), racers))
             (job_id,) = {answer.json()["id"] for answer in answers}
             assert record(client, job_id)["id"] == job_id
+
+
+def taken(client: httpx.Client, given: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
+    """The answer that is not "later": on a crowded machine it may be, and who asks again is one more racer."""
+    while (answer := client.post("/v1/jobs", json=given, headers=headers)).status_code == 503:
+        assert answer.json()["error"]["code"] in {"ledger_unavailable", "store_unavailable"}
+    return answer

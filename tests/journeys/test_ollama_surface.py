@@ -218,7 +218,7 @@ def test_models_are_listed_with_tags_that_are_understood(client: httpx.Client) -
 def test_whoever_asks_whether_somebody_is_there_is_told_so_without_a_key(fleet: Fleet) -> None:
     for method in ("GET", "HEAD"):
         answer = httpx.request(method, fleet.url() + "/", trust_env=False)
-        assert (answer.status_code, answer.text) == (200, "Headrace is running" if method == "GET" else "")
+        assert (answer.status_code, answer.text) == (200, "Ollama is running" if method == "GET" else "")
 
 
 @pytest.mark.parametrize("path", ["/api/tags", "/api/version"])

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from deploy.local.child import ROOT
-from deploy.local.embedded import free_port
+from tests.support.redis_server import free_port
 from tests.support.up import Up
 
 PROMETHEUS = shutil.which("prometheus")

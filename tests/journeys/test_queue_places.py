@@ -83,7 +83,7 @@ def test_what_answers_were_like_is_expected_of_the_next(fleet: Fleet, client: ht
         client.post(f"/v1/jobs/{job_id}/cancel")
         return int(fleet.redis.command("HGET", keys.job(pool, job_id), "cost")) < 100
 
-    until(expects_little, 10, "the gateway never learnt how short the answers are")
+    until(expects_little, 30, "the gateway never learnt how short the answers are")
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -109,7 +109,8 @@ def test_a_request_that_would_be_late_is_refused_at_once_with_an_honest_time(
     assert refused.status_code == 503
     error = refused.json()["error"]
     assert error["code"] == "wait_exceeds_deadline"
-    assert 20 <= int(refused.headers["retry-after"]) <= 30
+    # A look at the pace meanwhile, at which nothing is worked off, makes it a fifth slower.
+    assert 20 <= int(refused.headers["retry-after"]) <= 45
     assert refused.headers["x-should-retry"] == "true"
 
 

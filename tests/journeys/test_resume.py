@@ -95,6 +95,11 @@ def test_an_answer_begun_anew_tells_its_readers_to_forget(client: httpx.Client, 
 # --- running jobs -----------------------------------------------------------------------------------------------------
 
 
+def begun(client: httpx.Client, job_id: str) -> None:
+    """Returns once the job has a worker: until then who follows it may be told its place, and that has no position."""
+    when(client, job_id, "running", "succeeded")
+
+
 def read_in_pieces(readers: list[httpx.Client], job_id: str, chance: random.Random, bytes_at_once: int) -> list[Frame]:
     """Everything, over as many connections as it takes, each cut at random, in turn at each gateway."""
     seen: list[Frame] = []
@@ -116,6 +121,7 @@ def test_a_running_stream_read_in_pieces_at_both_gateways_is_whole(
     chance = random.Random(drawn_seed())
     for tokens in (0, 1, 40, 120):
         job_id = submit(client, chat(numbered=True, tokens=tokens, token_ms=4))
+        begun(client, job_id)
         seen = read_in_pieces([client, elsewhere], job_id, chance, 3_000)
         assert text_of(seen) == "".join(f" {number}" for number in range(tokens))
         assert seen == frames(follow(client, job_id)[1])
@@ -148,6 +154,7 @@ def test_several_readers_at_both_gateways_get_identical_bytes(fleet: Fleet) -> N
     with fleet.client(0) as client:
         body = chat(numbered=True, tokens=80, token_ms=5)
         job_id = submit(client, body)
+        begun(client, job_id)
         with ThreadPoolExecutor(8) as pool:
             copies = list(pool.map(read, range(8)))
         assert when(client, job_id)["status"] == "succeeded"
@@ -157,6 +164,7 @@ def test_several_readers_at_both_gateways_get_identical_bytes(fleet: Fleet) -> N
 
 def test_readers_that_come_one_after_the_other_see_the_same(client: httpx.Client, elsewhere: httpx.Client) -> None:
     job_id = submit(client, chat(numbered=True, tokens=30, token_ms=20))
+    begun(client, job_id)
     with client.stream("GET", f"/v1/jobs/{job_id}/events") as first:
         early = first.iter_raw()
         head = next(early)
@@ -214,6 +222,7 @@ def test_a_position_beyond_the_end_is_gone(client: httpx.Client, finished: str, 
 
 def test_a_position_beyond_a_running_jobs_last_event_is_gone_too(client: httpx.Client) -> None:
     job_id = submit(client, chat(numbered=True, tokens=5, token_ms=1, hang_at=3))
+    begun(client, job_id)
     events = frames(follow(client, job_id, most_bytes=500)[1])
     fence = events[0].id.partition("-")[0]
     answer = ask(client, job_id, f"{fence}-4")

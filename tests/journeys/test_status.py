@@ -117,6 +117,21 @@ def test_the_description_says_of_each_route_only_what_it_answers(client: httpx.C
     assert "202" in replay["responses"] and "200" not in replay["responses"]
 
 
+def test_head_tells_the_headers_alone_and_leaves_the_connection_sound(client: httpx.Client) -> None:
+    job_id = client.post(CHAT, json=chat(words="x")).headers["x-headrace-job-id"]
+    response = client.post("/v1/responses", json={"model": "echo", "input": "x"}).json()["id"]
+    file = client.post("/v1/files", files={"file": ("a", b"x" * 9)}, data={"purpose": "user_data"}).json()["id"]
+    streams = (f"/v1/jobs/{job_id}/events", f"/v1/responses/{response}?stream=true")
+    for path in ("/livez", "/v1/models", f"/v1/responses/{response}", f"/v1/files/{file}/content", *streams):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        got = client.get(path)
+        assert (got.status_code, got.headers["content-type"]) == (200, head.headers["content-type"]), path
+        assert (int(head.headers.get("content-length", -1)) == len(got.content)) == (path not in streams), path
+    assert client.head("/v1/jobs/none").status_code == 404
+    assert client.delete(f"/v1/files/{file}").status_code == 200
+
+
 def test_swagger_and_all_that_it_loads_come_from_here(client: httpx.Client, nobody: httpx.Client) -> None:
     with nobody:
         page = nobody.get("/docs/swagger")

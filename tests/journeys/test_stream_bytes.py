@@ -92,7 +92,7 @@ def test_keep_alives_between_tokens_do_not_disturb_openais_client(sdk: openai.Op
 
 
 def test_the_status_waits_for_the_upstreams_refusal(client: httpx.Client) -> None:
-    body = chat(stream=True, text="x", first_token_ms=STATUS_WAIT_S * 400, error="upstream_refused")
+    body = chat(stream=True, text="x", first_token_ms=STATUS_WAIT_S * 200, error="upstream_refused")
     answer = client.post(CHAT, json=body)
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/json"

@@ -33,6 +33,7 @@ REFUSED: Final = "refused"
 NO_WORD: Final = "–"
 TOLD: Final = "told"
 WHOLE_ONLY: Final = "not in streams"
+AS_TEXT: Final = "told as text"
 LEFT_OUT: Final = "left out"
 AN_ERROR: Final = "an error"
 
@@ -176,6 +177,8 @@ PARTS: Final[dict[str, tuple[str, str, Read]]] = {
     "logprobs": ("logprobs", "logprobs", lambda said: said.logprobs),
     "n answers": ("several", "n", lambda said: said.texts),
     "the stop sequence met": ("stop", "stop", lambda said: said.stopped_by),
+    "refusal": ("declined", "text", lambda said: said.refusal),
+    "made pictures": ("drawn", "text", lambda said: said.pictures),
     "finish reason: length": ("length", "text", lambda said: said.reason),
     "finish reason: content filter": ("filtered", "text", lambda said: said.reason),
     "usage": ("text", "text", lambda said: said.usage),
@@ -192,6 +195,8 @@ def _expected(part: str, face: Face, kind: str, script: Script) -> Any:
         "logprobs": list(script.words),
         "n answers": dict.fromkeys(range(script.answers), text),
         "the stop sequence met": script.stopped_by,
+        "refusal": text,
+        "made pictures": [f"data:image/png;base64,{data}" for data in script.pictures],
         "finish reason: length": face.reasons["length"],
         "finish reason: content filter": face.reasons["content_filter"],
         "usage": usage,
@@ -213,7 +218,11 @@ async def answered(upstreams: Upstreams, face: Face, kind: str, part: str) -> st
     said = [_streamed(face, name, heard[0].chunks), _whole(face, name, heard[1].chunks)]
     if not _told_at_all(part, heard[0].chunks):
         return NO_WORD
-    return _judged(read(said[0]), read(said[1]), _expected(part, face, kind, SCRIPTS[name]))
+    expected = _expected(part, face, kind, SCRIPTS[name])
+    found = _judged(read(said[0]), read(said[1]), expected)
+    if part == "refusal" and found == LEFT_OUT and _judged(said[0].text, said[1].text, expected) == TOLD:
+        return AS_TEXT
+    return found
 
 
 def _judged(streamed: Any, whole: Any, expected: Any) -> str:
@@ -230,6 +239,10 @@ def _told_at_all(part: str, chunks: Iterable[Chunk]) -> bool:
     match part:
         case "the stop sequence met":
             return any(choice.get("stop_reason") for choice in choices)
+        case "refusal":
+            return any(choice["delta"].get("refusal") for choice in choices)
+        case "made pictures":
+            return any(choice["delta"].get("images") for choice in choices)
         case "finish reason: content filter":
             return any(choice["finish_reason"] == "content_filter" for choice in choices)
         case _:
@@ -274,7 +287,7 @@ async def failed(upstreams: Upstreams, face: Face, kind: str, name: str) -> str:
 
 def _status(face: Face, job: Job, failure: Failure) -> str:
     status, message = face.refused(job, failure)
-    assert message == failure.message
+    assert message.removeprefix("prompt is too long: ") == failure.message.removeprefix("prompt is too long: ")
     return status
 
 

@@ -53,8 +53,10 @@ def _grpc_choice(said: Said, choice: Any, spoken: pb.AnswerMessage, calls: dict[
         {"index": call.index, "function": {"name": call.name, "arguments": call.arguments}}
         for call in spoken.tool_calls
     ]
-    message = {"content": spoken.content, "reasoning_content": spoken.reasoning_content, "tool_calls": called}
-    chat_choice(said, {**rest, "index": choice.index, "finish_reason": choice.finish_reason}, message, calls)
+    told = {name: getattr(spoken, name) for name in ("content", "refusal", "reasoning_content")}
+    told |= orjson.loads(spoken.extra_json or b"{}")
+    shown = {**rest, "index": choice.index, "finish_reason": choice.finish_reason}
+    chat_choice(said, shown, {**told, "tool_calls": called}, calls)
 
 
 def _grpc_stream(job: Job, events: list[bytes], end: Outcome | Failure) -> Said:

@@ -65,7 +65,9 @@ def chat_choice(said: Said, choice: JsonObject, spoken: JsonObject, calls: dict[
     said.say(spoken.get("content"), index)
     if index:
         return
+    said.refusal += spoken.get("refusal") or ""
     said.thoughts += spoken.get("reasoning_content") or ""
+    said.pictures += [image["image_url"]["url"] for image in spoken.get("images") or ()]
     for number, call in enumerate(spoken.get("tool_calls") or ()):
         pieces = calls.setdefault(call.get("index", number), ["", ""])
         pieces[0] += call["function"].get("name") or ""
@@ -257,14 +259,17 @@ _RESPONSES_RESULTS: Final[list[JsonObject]] = [
 def _read_response_events(raw: bytes) -> Said:
     said = Said()
     streamed: list[str] = []
+    declined: list[str] = []
     for number, (name, data) in enumerate(frames(raw)):
         assert data is not None and (data["type"], data["sequence_number"]) == (name, number)
         if name == "response.output_text.delta":
             streamed.append(data["delta"])
+        if name == "response.refusal.delta":
+            declined.append(data["delta"])
         if name in ("response.completed", "response.incomplete", "response.failed"):
             said = _read_response(data["response"])
     said.say(None if said.ended else "".join(streamed))
-    assert said.text == "".join(streamed)
+    assert (said.text, said.refusal) == ("".join(streamed), "".join(declined))
     return said
 
 
@@ -286,6 +291,8 @@ def _response_item(said: Said, item: JsonObject) -> None:
     for part in item.get("content") or ():
         if item["type"] == "reasoning":
             said.thoughts += part["text"]
+        elif part["type"] == "refusal":
+            said.refusal += part["refusal"]
         else:
             said.say(part["text"])
             said.logprobs += [entry["token"] for entry in part["logprobs"]]

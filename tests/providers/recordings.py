@@ -23,7 +23,11 @@ STOP: Final = "END"
 
 @dataclass(frozen=True)
 class Script:
-    """What the model says. `arguments` are the pieces in which a call of `f` comes; `stopped_by` ends the text."""
+    """What the model says. `arguments` are the pieces in which a call of `f` comes; `stopped_by` ends the text.
+
+    `declines`: the words say that it will not, which OpenAI's servers tell in a field apart from an answer's.
+    `pictures`: made after the words, in base64.
+    """
 
     thoughts: tuple[str, ...] = ()
     words: tuple[str, ...] = ("Once", " upon", " a", " time")
@@ -32,6 +36,8 @@ class Script:
     answers: int = 1
     logprobs: bool = False
     stopped_by: str = ""
+    declines: bool = False
+    pictures: tuple[str, ...] = ()
 
 
 TEXT: Final = Script()
@@ -43,6 +49,8 @@ SCRIPTS: Final = {
     "stop": replace(TEXT, stopped_by=STOP),
     "several": replace(TEXT, answers=2),
     "logprobs": replace(TEXT, logprobs=True),
+    "declined": replace(TEXT, words=("I will not", " say that."), declines=True),
+    "drawn": replace(TEXT, pictures=("QUJD", "REVG")),
     "filtered": replace(TEXT, words=("I",), reason="content_filter"),
 }
 
@@ -74,8 +82,11 @@ _NAMES: Final = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created
 _USAGE: Final = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": MADE_TOKENS, "total_tokens": 9}
 
 
-def _openai(thoughts: str, met: str = "") -> Wire:
-    """`thoughts`: the field that holds them; `met`: the one that tells the stop sequence, where there is one."""
+def _openai(thoughts: str, met: str = "", refuses: str = "content", draws: str = "") -> Wire:
+    """The fields that hold thoughts, the stop sequence met, the words of one that declines, and pictures.
+
+    There may be none for the stop sequence and for pictures.
+    """
 
     def choice(index: int, reason: str | None, script: Script, **said: Any) -> JsonObject:
         told = {met: script.stopped_by or None} if met and reason else {}
@@ -83,7 +94,9 @@ def _openai(thoughts: str, met: str = "") -> Wire:
 
     def pieces(script: Script) -> Iterator[bytes]:
         deltas: list[JsonObject] = [{"role": "assistant", "content": ""}, *({thoughts: t} for t in script.thoughts)]
-        deltas += [*({"content": word} for word in script.words), *_call_deltas(script)]
+        said = refuses if script.declines else "content"
+        deltas += [*({said: word} for word in script.words), *_call_deltas(script)]
+        deltas += [{draws: [image]} for image in _images(script, draws).get(draws, ())]
         for index in range(script.answers):
             for delta in deltas:
                 logprobs = _logprobs([delta["content"]]) if script.logprobs and delta.get("content") else None
@@ -97,7 +110,8 @@ def _openai(thoughts: str, met: str = "") -> Wire:
         yield DONE
 
     def whole(script: Script) -> bytes:
-        message = _openai_message(script, thoughts)
+        message = _openai_message(script, thoughts, refuses if script.declines else "content")
+        message |= _images(script, draws)
         logprobs = _logprobs(list(script.words)) if script.logprobs else None
         choices = [
             choice(index, script.reason, script, message=message, logprobs=logprobs) for index in range(script.answers)
@@ -107,14 +121,20 @@ def _openai(thoughts: str, met: str = "") -> Wire:
     return Wire(pieces, ends, whole)
 
 
-def _openai_message(script: Script, thoughts: str) -> JsonObject:
-    message: JsonObject = {"role": "assistant", "content": "".join(script.words) or None}
+def _openai_message(script: Script, thoughts: str, said: str) -> JsonObject:
+    message: JsonObject = {"role": "assistant", "content": None, said: "".join(script.words) or None}
     if script.thoughts:
         message[thoughts] = "".join(script.thoughts)
     if script.arguments:
         function = {"name": "f", "arguments": "".join(script.arguments)}
         message["tool_calls"] = [{"id": CALL_ID, "type": "function", "function": function}]
     return message
+
+
+def _images(script: Script, draws: str) -> JsonObject:
+    """Pictures as OpenRouter tells them, in the field that holds them."""
+    urls = [{"url": f"data:image/png;base64,{data}"} for data in script.pictures]
+    return {draws: [{"type": "image_url", "image_url": url} for url in urls]} if draws and urls else {}
 
 
 def _call_deltas(script: Script) -> Iterator[JsonObject]:
@@ -250,6 +270,8 @@ def _gemini_parts(script: Script) -> Iterator[JsonObject]:
         yield {"text": text, "thought": True}
     for word in script.words:
         yield {"text": word}
+    for data in script.pictures:
+        yield {"inlineData": {"mimeType": "image/png", "data": data}}
     if script.arguments:
         yield {"functionCall": {"name": "f", "args": orjson.loads("".join(script.arguments))}}
 
@@ -319,7 +341,7 @@ def _cohere_whole(script: Script) -> bytes:
 
 
 WIRES: Final = {
-    "openai": _openai("reasoning_content"),
+    "openai": _openai("reasoning_content", refuses="refusal", draws="images"),
     "vllm": _openai("reasoning", met="stop_reason"),
     "llamacpp": _openai("reasoning_content"),
     "ollama": Wire(

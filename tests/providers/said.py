@@ -25,10 +25,15 @@ SCHEMA: Final[JsonObject] = {"type": "object", "properties": {"a": {"type": "int
 
 @dataclass
 class Said:
-    """What an answer says in its dialect. `reason` is the dialect's own word; `ended`: it came to its good end."""
+    """What an answer says in its dialect. `reason` is the dialect's own word; `ended`: it came to its good end.
+
+    `refusal`: the words of a model that declines, where the dialect has a field for them apart from an answer's.
+    """
 
     texts: dict[int, str] = field(default_factory=dict[int, str])
+    refusal: str = ""
     thoughts: str = ""
+    pictures: list[str] = field(default_factory=list[str])
     calls: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
     reason: str = ""
     stopped_by: str = ""

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from pydantic import SecretStr
 
-from common.config import Backend
+from common.servers import Backend
 from tests.support.upstream import BREAK, HANG, Drip, Reply, Request, Step, Upstream
 from workers.providers.base import Call, Provider
 from workers.providers.registry import make

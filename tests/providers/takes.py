@@ -94,7 +94,7 @@ def _anthropic(wire: JsonObject) -> None:
             _only(block, _BLOCKS[block["type"]])
             assert block["type"] != "text" or block["text"].strip()
     for tool in wire.get("tools", ()):
-        _only(tool, {"name", "description", "input_schema", "strict", "cache_control"})
+        _only(tool, {"name", "description", "input_schema", "strict", "input_examples", "cache_control"})
     if wire.get("tool_choice", {}).get("type") in ("any", "tool"):
         assert "thinking" not in wire
 

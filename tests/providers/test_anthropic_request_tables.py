@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
 import pytest
 
 from common.contracts import JsonObject
-from common.errors import UpstreamRefused
+from common.errors import UpstreamRefused, UpstreamUnsupported
+from gateway.dialects.anthropic_request import parse_message
 from tests.providers.stages import backend
 from workers.providers import anthropic_request
 from workers.providers.base import Call
@@ -66,6 +68,10 @@ def test_a_bare_request_gets_the_limit_that_the_api_insists_on() -> None:
         (
             {"tools": [{"type": "function", "function": {"name": "g", "strict": True}}]},
             {"tools": [{"name": "g", "input_schema": {"type": "object", "properties": {}}, "strict": True}]},
+        ),
+        (
+            {"tools": [{"type": "function", "function": {**FUNCTION, "input_examples": [{"a": 1}]}}]},
+            {"tools": [{**THEIR_TOOL, "input_examples": [{"a": 1}]}]},
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}},
@@ -250,6 +256,17 @@ def test_parts_become_blocks(part: JsonObject, block: JsonObject) -> None:
     assert _turns({"role": "user", "content": [part]}) == [{"role": "user", "content": [block]}]
 
 
+def test_a_document_without_a_title_gets_none() -> None:
+    document: JsonObject = {
+        "type": "document",
+        "source": {"type": "base64", "media_type": "application/pdf", "data": "QUJD"},
+    }
+    for titled in ({"title": "T"}, {}):
+        asked = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": [{**document, **titled}]}]}
+        wire = _wire(parse_message(orjson.dumps(asked)).body)
+        assert wire["messages"] == [{"role": "user", "content": [{**document, **titled}]}]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -292,3 +309,27 @@ def test_the_public_request_stays_as_it_was() -> None:
 
 def test_a_backend_can_drop_fields_that_its_models_do_not_take() -> None:
     assert "temperature" not in _wire({"messages": [USER], "temperature": 0.5}, drop=["temperature"])
+
+
+@pytest.mark.parametrize("given", ["functions.get:0", "", "call é", "a" * 9])
+def test_ids_of_calls_are_ones_that_it_takes_and_match_their_results(given: str) -> None:
+    call = {"id": given, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = _turns({"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": given, "content": "2"})
+    called, result = (turn["content"][0] for turn in turns)
+    assert re.fullmatch(r"[a-zA-Z0-9_-]+", called["id"]) and result["tool_use_id"] == called["id"]
+    assert (called["id"] == given) == (given == "a" * 9)
+
+
+def test_a_conversation_that_only_the_system_spoke_in_is_the_users() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "developer", "content": "Who are you?"}]
+    wire = _wire({"messages": messages, "response_format": {"type": "json_object"}})
+    texts = [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Who are you?"}]
+    assert wire["messages"] == [{"role": "user", "content": texts}]
+    assert wire["system"] == [{"type": "text", "text": "Answer with one JSON object and nothing else."}]
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_conversation_that_says_nothing_is_refused_before_a_call(role: str) -> None:
+    with pytest.raises(UpstreamUnsupported, match="say something") as caught:
+        _turns({"role": role, "content": " "})
+    assert caught.value.failure.param == "messages"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -23,11 +24,15 @@ from common.errors import (
     UpstreamUnsupported,
 )
 from tests.providers.stages import KEY, PROMPT, TOKENS, Played, Scene, play
+from tests.support.runner import WAIT_LIMIT_S
 from workers.answer import Answer
 from workers.providers.base import Call
 from workers.providers.registry import KINDS
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+# Tried one after the other: on a crowded machine the shortest may be over before anything comes.
+LIMITS_S: Final = (0.1, 0.5, 3.0)
 
 
 async def _all(played: Played, call: Call) -> list[Chunk]:
@@ -64,10 +69,9 @@ async def test_tokens_come_in_order_and_each_once(kind: str) -> None:
 async def test_usage_comes_at_the_end(kind: str) -> None:
     async with play(kind, Scene()) as played:
         chunks = await _all(played, played.call())
-    usage = chunks[-1].usage
-    assert usage is not None
+    [usage] = [chunk.usage for chunk in chunks if chunk.usage is not None]
     assert (usage.prompt_tokens, usage.completion_tokens) == (5, 4)
-    assert all(chunk.usage is None for chunk in chunks[:-2])
+    assert usage in (chunks[-1].usage, chunks[-2].usage)
 
 
 async def test_the_first_delta_names_the_role_and_one_choice_finishes(kind: str) -> None:
@@ -144,9 +148,13 @@ async def test_the_calls_time_limit_holds_for_a_silent_server(kind: str, stream:
 
 
 async def test_the_calls_time_limit_holds_while_tokens_keep_coming(kind: str) -> None:
-    async with play(kind, Scene(drip=True)) as played:
-        texts, caught = await _until_it_fails(played, played.call(timeout_s=0.2))
-    assert type(caught) is UpstreamTimeout
+    texts: list[str] = []
+    for limit_s in LIMITS_S:
+        async with play(kind, Scene(drip=True)) as played:
+            texts, caught = await _until_it_fails(played, played.call(timeout_s=limit_s))
+        assert type(caught) is UpstreamTimeout
+        if texts:
+            break
     assert texts
 
 
@@ -184,22 +192,39 @@ async def test_a_malformed_request_is_at_worst_refused(kind: str, stream: bool) 
 
 
 async def test_a_server_that_falls_silent_is_given_up(kind: str) -> None:
-    async with play(kind, Scene(hang_at=2), idle_timeout_s=0.1) as played:
-        texts, caught = await _until_it_fails(played, played.call(timeout_s=60))
-    assert type(caught) is UpstreamTimeout
+    texts: list[str] = []
+    for limit_s in LIMITS_S:
+        async with play(kind, Scene(hang_at=2), idle_timeout_s=limit_s) as played:
+            texts, caught = await _until_it_fails(played, played.call(timeout_s=60))
+        assert type(caught) is UpstreamTimeout
+        if len(texts) == 2:
+            break
     assert tuple(texts) == TOKENS[:2]
 
 
 async def test_the_time_limit_interrupts_only_the_provider(kind: str) -> None:
-    async with play(kind, Scene(drip=True)) as played:
-        chunks = played.provider.stream(played.call(timeout_s=0.1))
+    for limit_s in LIMITS_S:
+        async with play(kind, Scene(drip=True)) as played:
+            chunks = played.provider.stream(played.call(timeout_s=limit_s))
+            if await _nothing_came(chunks):
+                continue
+            # What the reader does between two chunks is its own affair, however long it takes.
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.Event().wait(), 2 * limit_s)
+            with pytest.raises(UpstreamTimeout):
+                async for _ in chunks:
+                    pass
+            return
+    pytest.fail("nothing ever came")
+
+
+async def _nothing_came(chunks: AsyncGenerator[Chunk]) -> bool:
+    """Whether the limit was over before the first chunk."""
+    try:
         await anext(chunks)
-        # What the reader does between two chunks is its own affair, however long it takes.
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.Event().wait(), 0.2)
-        with pytest.raises(UpstreamTimeout):
-            async for _ in chunks:
-                pass
+    except UpstreamTimeout:
+        return True
+    return False
 
 
 async def test_cancelling_ends_the_call_and_closes_its_connection(kind: str) -> None:
@@ -212,12 +237,12 @@ async def test_cancelling_ends_the_call_and_closes_its_connection(kind: str) -> 
                     begun.set()
 
         task = asyncio.create_task(read())
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(begun.wait(), WAIT_LIMIT_S)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         if played.upstream is not None:
-            await asyncio.wait_for(played.upstream.gone.wait(), 2)
+            await asyncio.wait_for(played.upstream.gone.wait(), WAIT_LIMIT_S)
             assert played.upstream.open == 0
 
 
@@ -230,7 +255,7 @@ async def test_cancelling_before_the_first_byte_closes_the_connection(kind: str)
         with pytest.raises(asyncio.CancelledError):
             await task
         if played.upstream is not None:
-            await asyncio.wait_for(played.upstream.gone.wait(), 2)
+            await asyncio.wait_for(played.upstream.gone.wait(), WAIT_LIMIT_S)
 
 
 async def test_closing_the_generator_closes_the_connection(kind: str) -> None:
@@ -239,7 +264,7 @@ async def test_closing_the_generator_closes_the_connection(kind: str) -> None:
         await anext(chunks)
         await chunks.aclose()
         if played.upstream is not None:
-            await asyncio.wait_for(played.upstream.gone.wait(), 2)
+            await asyncio.wait_for(played.upstream.gone.wait(), WAIT_LIMIT_S)
 
 
 async def test_calls_at_the_same_time_do_not_mix(kind: str) -> None:

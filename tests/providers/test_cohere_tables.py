@@ -9,6 +9,7 @@ import pytest
 
 from common.contracts import Chunk, JsonObject, Usage
 from common.errors import (
+    ContentFiltered,
     ContextTooLong,
     UpstreamBusy,
     UpstreamCredentials,
@@ -120,7 +121,7 @@ def test_messages_are_turned_into_its_shape(message: JsonObject, wire: JsonObjec
 
 
 def test_the_backends_own_words_are_added() -> None:
-    wire = _wire({"messages": [USER], "seed": 3, "documents": ["no"]}, safety_mode="OFF", drop=["seed"], other=1)
+    wire = _wire({"messages": [USER], "seed": 3, "documents": ["no"]}, safety_mode="OFF", drop=["seed"])
     assert wire == {"model": "command-a", "messages": [USER], "stream": True, "safety_mode": "OFF"}
 
 
@@ -294,6 +295,7 @@ def test_a_whole_answer_that_is_none_breaks_the_protocol(body: JsonObject) -> No
         (404, "model 'x' not found", UpstreamModelMissing),
         (404, "no such route", UpstreamRefused),
         (422, "unsupported", UpstreamRefused),
+        (498, "invalid token", ContentFiltered),
         (429, "trial key: 20 calls a minute", UpstreamBusy),
         (500, "internal server error", UpstreamError),
         (504, "timeout", UpstreamTimeout),

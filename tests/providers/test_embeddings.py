@@ -26,6 +26,7 @@ from common.errors import (
     UpstreamUnreachable,
 )
 from tests.providers.stages import DIALECTS, KEY, PROMPT, Played, backend, replying
+from tests.support.runner import WAIT_LIMIT_S
 from tests.support.tiny_model import LlamaServer, write_model
 from tests.support.upstream import BREAK, HANG, Reply, Request
 from workers.providers.base import Call, Embedded
@@ -380,7 +381,7 @@ async def test_cancelling_closes_the_connection(kind: str) -> None:
         task = asyncio.create_task(played.provider.embed(call(played)))
         await asked.wait()
         task.cancel()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(WAIT_LIMIT_S):
             await upstream.gone.wait()
         assert upstream.open == 0
 

@@ -18,10 +18,12 @@ from common.errors import (
     UpstreamProtocolError,
     UpstreamRefused,
     UpstreamTimeout,
+    UpstreamUnsupported,
 )
-from tests.providers.stages import backend
+from tests.providers.stages import backend, replying, sse
+from tests.support.upstream import Reply
 from workers.answer import Answer
-from workers.providers import gemini, gemini_request
+from workers.providers import gemini, gemini_request, wire
 from workers.providers.base import Call
 
 USER: JsonObject = {"role": "user", "content": "Hi"}
@@ -134,22 +136,52 @@ def _call(number: int, **more: Any) -> JsonObject:
 
 
 def _their_call(number: int, **more: Any) -> JsonObject:
-    return {"functionCall": {"name": f"f{number}", "args": {"a": 1}}, **more}
+    return {"functionCall": {"name": f"f{number}", "args": {"a": 1}, "id": f"call_{number}"}, **more}
 
 
-def test_tool_results_are_matched_by_name_and_stand_in_one_turn() -> None:
+def test_tool_results_have_their_calls_names_ids_and_order_and_stand_in_one_turn() -> None:
     contents = _contents(
         {"role": "assistant", "content": "so", "tool_calls": [_call(1), _call(2)]},
-        {"role": "tool", "tool_call_id": "call_1", "content": '{"b": 2}'},
-        {"role": "tool", "tool_call_id": "call_2", "content": "3 herons"},
         {"role": "tool", "tool_call_id": "call_9", "content": "[1]"},
+        {"role": "tool", "tool_call_id": "call_2", "content": "3 herons"},
+        {"role": "tool", "tool_call_id": "call_1", "content": '{"b": 2}'},
     )
-    results = [("f1", {"b": 2}), ("f2", {"result": "3 herons"}), ("unknown", {"result": [1]})]
-    parts = [{"functionResponse": {"name": name, "response": response}} for name, response in results]
+    results = [("f1", {"b": 2}, "call_1"), ("f2", {"result": "3 herons"}, "call_2"), ("unknown", {"result": [1]}, "")]
+    parts = [
+        {"functionResponse": {"name": name, "response": response, **({"id": called} if called else {})}}
+        for name, response, called in results
+    ]
     assert contents == [
         {"role": "model", "parts": [{"text": "so"}, _their_call(1), _their_call(2)]},
         {"role": "user", "parts": parts},
     ]
+
+
+def test_results_of_one_tool_keep_their_calls_apart() -> None:
+    """Its calls have no other way to tell, where the server reads no ids."""
+    same = {"name": "f", "arguments": "{}"}
+    calls = [{"id": f"call_{number}", "type": "function", "function": same} for number in (1, 2)]
+    results = [{"role": "tool", "tool_call_id": f"call_{number}", "content": f"of {number}"} for number in (2, 1)]
+    turn = {"role": "assistant", "tool_calls": calls}
+    # An earlier turn with the same ids, as of servers that number their calls anew in each.
+    _, first, _, second = _contents(turn, *results[::-1], {**turn, "tool_calls": calls[::-1]}, *results[::-1])
+    for contents, order in ((first, (1, 2)), (second, (2, 1))):
+        answers = [part["functionResponse"] for part in contents["parts"]]
+        assert [answer["response"]["result"] for answer in answers] == [f"of {number}" for number in order]
+        assert [answer["id"] for answer in answers] == [f"call_{number}" for number in order]
+
+
+def test_a_conversation_that_only_the_system_spoke_in_is_the_users() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "developer", "content": "Who are you?"}]
+    parts = [{"text": "Be brief."}, {"text": "Who are you?"}]
+    assert _wire({"messages": messages}) == {"contents": [{"role": "user", "parts": parts}]}
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_conversation_that_says_nothing_is_refused_before_a_call(role: str) -> None:
+    with pytest.raises(UpstreamUnsupported, match="say something") as caught:
+        _wire({"messages": [{"role": role, "content": ""}]})
+    assert caught.value.failure.param == "messages"
 
 
 def test_a_calls_signature_goes_back_where_its_caller_kept_it() -> None:
@@ -405,6 +437,76 @@ def test_an_event_that_says_nothing_is_passed_over(event: JsonObject) -> None:
     with pytest.raises(UpstreamProtocolError):
         progress.last()
     assert progress.next(_event({"text": "a"})) is not None
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+INLINE: JsonObject = {"inlineData": {"mimeType": "image/png", "data": "QUJD"}}
+
+
+def _image(number: int, data: str = "QUJD") -> JsonObject:
+    return {"type": "image_url", "index": number, "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def test_pictures_are_told_as_openrouter_tells_them() -> None:
+    signed = {**INLINE, "thoughtSignature": "sig"}
+    events = [_event({"text": "Here:"}, INLINE), _event({**INLINE, "thought": True}), _event(signed, reason="STOP")]
+    second = {**_image(1), "extra_content": {"google": {"thought_signature": "sig"}}}
+    assert _answer(*events) == [
+        _choice({"role": "assistant", "content": "Here:", "images": [_image(0)]}),
+        _choice({"images": [second]}),
+        _choice({}, "stop"),
+    ]
+
+
+def test_an_answer_that_is_a_picture_is_no_empty_one() -> None:
+    streamed, whole = Answer(), Answer()
+    progress = gemini.Progress()
+    for event in (_event(INLINE), _event(INLINE, reason="STOP")):
+        streamed.add(progress.next(event) or Chunk([]))
+    streamed.add(progress.last())
+    whole.add(gemini.from_body(_event(INLINE, INLINE, reason="STOP")))
+    message = {"role": "assistant", "content": "", "refusal": None, "images": [_image(0), _image(1)]}
+    for answer in (streamed, whole):
+        [choice] = answer.result()["choices"]
+        assert (choice["message"], choice["finish_reason"]) == (message, "stop")
+        assert answer.held_bytes > 2 * len("data:image/png;base64,QUJD") and answer.text_bytes == 0
+
+
+def test_pictures_go_back_where_their_caller_kept_them() -> None:
+    kept = {**_image(0), "extra_content": {"google": {"thought_signature": "sig"}}}
+    far = {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}
+    [_, turn, _] = _contents(
+        USER, {"role": "assistant", "content": "Here:", "images": [kept, far, "b"]}, {**USER, "images": [kept]}
+    )
+    assert turn == {"role": "model", "parts": [{"text": "Here:"}, {**INLINE, "thoughtSignature": "sig"}]}
+
+
+@pytest.mark.parametrize(
+    ("modalities", "theirs"), [(["text"], None), ([], None), (["image", "text"], ["IMAGE", "TEXT"])]
+)
+def test_pictures_may_be_asked_for(modalities: list[str], theirs: list[str] | None) -> None:
+    config = _wire({"messages": [USER], "modalities": modalities}).get("generationConfig", {})
+    assert config.get("responseModalities") == theirs
+
+
+@pytest.mark.parametrize("inline", [{}, "QUJD", {"mimeType": "image/png"}, {"mimeType": 5, "data": "QUJD"}])
+def test_data_that_is_none_breaks_the_protocol(inline: Any) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        _answer(_event({"inlineData": inline}))
+
+
+def test_an_answer_that_nothing_here_can_hold_is_an_error_and_not_an_empty_one() -> None:
+    with pytest.raises(UpstreamRefused, match="audio/L16"):
+        _answer(_event({"inlineData": {"mimeType": "audio/L16;rate=24000", "data": "QUJD"}}, reason="STOP"))
+
+
+async def test_a_picture_may_be_larger_than_any_other_line() -> None:
+    data = "QUJD" * (wire.MAX_LINE_BYTES // 4)
+    reply = Reply([sse(_event({"inlineData": {"mimeType": "image/png", "data": data}}, reason="STOP"))])
+    async with replying("gemini", lambda _: reply) as played:
+        chunks = [chunk async for chunk in played.provider.stream(played.call())]
+    assert chunks[0].choices[0]["delta"]["images"] == [_image(0, data)]
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,14 @@ def test_marks_for_a_cache_are_told_to_nobody_but_anthropic(kind: str) -> None:
     assert orjson.dumps(wire_of("anthropic", body)).count(b"cache_control") == 5
 
 
+@pytest.mark.parametrize("kind", [*OPENAIS, "ollama", "gemini", "cohere"])
+def test_examples_for_a_tool_are_told_to_nobody_but_anthropic(kind: str) -> None:
+    tool = {**TOOL, "function": {**TOOL["function"], "input_examples": [{"a": 1}]}}
+    body: JsonObject = {"messages": [USER], "tools": [tool]}
+    assert b"input_examples" not in orjson.dumps(wire_of(kind, body))
+    assert wire_of("anthropic", body)["tools"][0]["input_examples"] == [{"a": 1}]
+
+
 @pytest.mark.parametrize("kind", OPENAIS)
 def test_one_text_without_its_mark_is_a_plain_text(kind: str) -> None:
     assert _messages(kind, {"role": "user", "content": [{"type": "text", "text": "a", **MARK}]}) == [

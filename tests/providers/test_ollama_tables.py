@@ -124,6 +124,25 @@ def test_tool_calls_and_their_results_are_matched_by_name() -> None:
     ]
 
 
+def test_results_of_one_tool_stand_in_the_order_of_their_calls() -> None:
+    function = {"name": "f", "arguments": "{}"}
+    calls = [{"id": f"call_{number}", "type": "function", "function": function} for number in (1, 2)]
+    results = [{"role": "tool", "tool_call_id": f"call_{number}", "content": f"of {number}"} for number in (2, 1)]
+    by_name = {"role": "function", "name": "g", "content": "of g"}
+    messages = [{"role": "assistant", "content": None, "tool_calls": calls}, by_name, *results, *USER]
+    wire = _wire({"messages": messages})["messages"]
+    assert [message["content"] for message in wire] == ["", "of 1", "of 2", "of g", "Hi"]
+
+
+def test_a_message_is_named_by_its_place_in_the_request() -> None:
+    called = {"id": "call_1", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "input_audio"}]}
+    other = {"role": "tool", "tool_call_id": "call_9", "content": "2"}
+    with pytest.raises(UpstreamRefused) as caught:
+        _wire({"messages": [{"role": "assistant", "tool_calls": [called]}, other, result]})
+    assert caught.value.failure.param == "messages[2].content[0].type"
+
+
 _PART = "messages[0].content[0]"
 
 

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from common.contracts import Chunk, JsonObject, Usage
-from common.errors import HeadraceError, UpstreamError, UpstreamProtocolError
+from common.errors import ContextTooLong, HeadraceError, UpstreamError, UpstreamProtocolError
 from tests.providers.stages import DONE, Played, replying, sse
-from tests.support.upstream import Reply
+from tests.support.upstream import HANG, Reply
 from workers.answer import Answer
 from workers.providers import openai
 
@@ -86,6 +86,7 @@ def _heard(chunks: list[Chunk]) -> Heard:
 
 # --- why it ended ----------------------------------------------------------------------------------------------------
 
+TOO_LONG = "This model's maximum context length is 5 tokens. However, you requested 9 tokens."
 CALL: JsonObject = {"index": 0, "id": "a", "type": "function", **_function(name="f", arguments="{}")}
 
 
@@ -371,6 +372,129 @@ def test_what_was_thought_counts_once(told: JsonObject, made: int) -> None:
 async def test_usage_is_found_where_a_service_puts_it(last: bytes) -> None:
     chunks = await _chunks(_event({"role": "assistant", "content": "a"}) + last + DONE)
     assert [chunk.usage for chunk in chunks if chunk.usage] == [Usage(10, 5)]
+
+
+COUNTED: bytes = sse({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+
+
+@pytest.mark.lengthy
+async def test_an_answer_that_misses_only_its_last_word_is_whole_though_its_body_stays_open() -> None:
+    said = _event({"role": "assistant", "content": "a"}) + _event({}, "stop") + COUNTED
+    async with replying("openai", lambda _: Reply([said, HANG], content_type="text/event-stream")) as played:
+        chunks = await _all(played, stream=True)
+    assert _answered(chunks)["message"]["content"] == "a"
+    assert [chunk.usage for chunk in chunks if chunk.usage] == [Usage(3, 2)]
+
+
+@pytest.mark.parametrize(
+    "between", [b"data:\n\n", b"data: \n\n", sse({"choices": None, "usage": None}), sse({"choices": []})]
+)
+async def test_events_that_say_nothing_cost_no_answer(between: bytes) -> None:
+    body = between + _event({"role": "assistant", "content": "a"}) + between + _event({}, "stop") + b"data: [DONE] \n\n"
+    assert _answered(await _chunks(body))["message"]["content"] == "a"
+
+
+async def test_a_character_that_a_server_cut_in_two_costs_no_answer() -> None:
+    halves = _event({"role": "assistant", "content": "ab"}).replace(b"ab", rb"\ud83d")
+    halves += _event({"content": "ab"}).replace(b"ab", rb"\ude00")
+    assert _answered(await _chunks(halves + _event({}, "stop") + DONE))["message"]["content"] == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"object": "error", "message": TOO_LONG, "type": "BadRequestError", "param": None, "code": 400},
+        {"message": TOO_LONG, "code": 400},
+        {"error": {"message": TOO_LONG, "code": 400}},
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_error_inside_an_answer_is_read_as_one_beside_a_status(event: JsonObject, stream: bool) -> None:
+    with pytest.raises(ContextTooLong, match="context length is 5 tokens"):
+        await _chunks(sse(event) if stream else orjson.dumps(event), stream=stream)
+
+
+ZEROS: JsonObject = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+NO_ANSWER: JsonObject = {"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7}
+
+
+@pytest.mark.parametrize("counts", [ZEROS, NO_ANSWER])
+@pytest.mark.parametrize("where", ["whole", "beside the last choice", "alone"])
+async def test_nobody_counts_an_answer_that_said_something_as_nothing(where: str, counts: JsonObject) -> None:
+    if where == "whole":
+        body = orjson.dumps({**orjson.loads(_whole({"content": "four or five"})), "usage": counts})
+    elif where == "alone":
+        body = _event({"content": "four or five"}, "stop") + sse({"choices": [], "usage": counts}) + DONE
+    else:
+        body = _event({"content": "four or five"}) + _event({}, "stop", usage=counts) + DONE
+    answer = Answer(prompt_tokens=11)
+    for chunk in await _chunks(body, stream=where != "whole"):
+        answer.add(chunk)
+    assert answer.usage == Usage(counts["prompt_tokens"] or 11, 3, {"estimated": True})
+    assert answer.untold == {"completion_tokens"} | (set() if counts["prompt_tokens"] else {"prompt_tokens"})
+
+
+async def test_an_answer_of_nothing_may_have_been_counted_so() -> None:
+    answer = Answer(prompt_tokens=11)
+    for chunk in await _chunks(_event({"content": ""}) + _event({}, "stop", usage=NO_ANSWER) + DONE):
+        answer.add(chunk)
+    assert (answer.usage, answer.untold) == (Usage(7, 0), frozenset())
+
+
+# --- ends that are told again ----------------------------------------------------------------------------------------
+
+USED: JsonObject = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+
+
+@pytest.mark.parametrize("kind", ["openai", "vllm", "llamacpp"])
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param([({"content": "a"}, "stop", {}), ({"content": "b"}, "stop", {})], id="in each event"),
+        pytest.param(
+            [
+                ({"content": "a"}, None, {}),
+                ({"content": "b"}, "stop", {}),
+                ({"role": "assistant", "content": ""}, None, {"usage": USED}),
+            ],
+            id="usage with a choice after it",
+        ),
+        pytest.param(
+            [({"content": "a"}, "stop", {}), ({"content": "b"}, None, {}), ({}, "stop", {"usage": USED})],
+            id="more text after it",
+        ),
+    ],
+)
+async def test_an_answer_ends_once_and_after_its_last_text(kind: str, events: list[Any]) -> None:
+    body = b"".join([*(_event(delta, reason, **more) for delta, reason, more in events), DONE])
+    chunks = await _chunks(body, kind=kind)
+    told = [(c["delta"], c["finish_reason"]) for chunk in chunks for c in chunk.choices]
+    assert told == [({"role": "assistant", "content": "a"}, None), ({"content": "b"}, None), ({}, "stop")]
+    used = any("usage" in more for *_, more in events)
+    assert [chunk.usage for chunk in chunks if chunk.usage] == [Usage(5, 4)] * used
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "reason"),
+    [("length", "stop", "length"), ("stop", "length", "length"), ("content_filter", "stop", "content_filter")],
+)
+async def test_a_stop_beside_another_end_says_nothing(first: str, then: str, reason: str) -> None:
+    chunks = await _chunks(_event({"content": "a"}, first) + _event({}, then) + DONE)
+    assert [c["finish_reason"] for chunk in chunks for c in chunk.choices] == [None, reason]
+
+
+async def test_what_stands_beside_an_end_is_told_with_it() -> None:
+    ended = {"index": 0, "delta": {"content": "b"}, "finish_reason": "stop", "stop_reason": "END", "matched_stop": 2}
+    logprobs = {"content": [{"token": "b", "logprob": -0.5, "bytes": None, "top_logprobs": []}], "refusal": None}
+    events = [_event({"content": "a"}), sse({"choices": [{**ended, "logprobs": logprobs}]})]
+    *_, text, end = [c for chunk in await _chunks(b"".join([*events, DONE])) for c in chunk.choices]
+    assert text == {"index": 0, "delta": {"content": "b"}, "finish_reason": None, "logprobs": logprobs}
+    assert end == {**ended, "delta": {}}
+
+
+async def test_what_a_server_tells_of_itself_at_the_end_is_kept() -> None:
+    chunks = await _chunks(_event({"content": "a"}) + _event({}, "stop", service_tier="default") + DONE)
+    assert chunks[-1].extra == {"service_tier": "default"}
 
 
 # --- where it is -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import orjson
@@ -133,6 +134,7 @@ def test_the_public_request_stays_as_it_was(to_wire: Any) -> None:
             Chunk([_choice({})], counted={"prompt_tokens": 3}),
         ),
         ({"choices": [], "prompt_filter_results": []}, None),
+        ({"choices": None}, None),
         (  # and what can't be true is as good as not told
             {"choices": [], "usage": {"prompt_tokens": -1, "completion_tokens": 2}},
             Chunk([], counted={"completion_tokens": 2}),
@@ -218,7 +220,6 @@ def test_extras_of_another_type_than_theirs_are_dropped() -> None:
     ("event", "error"),
     [
         ({}, UpstreamProtocolError),
-        ({"choices": None}, UpstreamProtocolError),
         ({"choices": {}}, UpstreamProtocolError),
         ({"choices": ["a"]}, UpstreamProtocolError),
         ({"choices": [_choice({"content": 5})]}, UpstreamProtocolError),
@@ -300,13 +301,42 @@ def test_llama_cpps_timings_count_where_usage_does_not() -> None:
 
 def test_a_choice_that_the_server_never_finished_is_finished_after_its_mark() -> None:
     progress = openai.Progress()
-    progress.noted(
+    progress.streamed(
         Chunk([_choice({"content": "a"}), _choice({"tool_calls": []}, index=1), _choice({}, "stop", index=2)])
     )
     with pytest.raises(UpstreamProtocolError):
         progress.last()
     progress.done = True
-    assert progress.last() == Chunk([_choice({}, "stop"), _choice({}, "tool_calls", index=1)])
+    assert progress.last() == Chunk([_choice({}, "stop"), _choice({}, "tool_calls", index=1), _choice({}, "stop", 2)])
+
+
+COUNTED: JsonObject = {"usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+ALONE: JsonObject = {"choices": [], **COUNTED}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "events", "settled"),
+    [
+        (1, [{"choices": [_choice({"content": "a"})]}, {"choices": [_choice({}, "stop")]}, ALONE], True),
+        (1, [{"choices": [_choice({"content": "a"})]}, {"choices": [_choice({}, "length")], **COUNTED}], True),
+        (1, [{"choices": [_choice({"content": "a"}, "stop")]}, ALONE], True),
+        # Its usage may still come, its end, or its second answer.
+        (1, [{"choices": [_choice({"content": "a"})]}, {"choices": [_choice({}, "stop")]}], False),
+        (1, [{"choices": [_choice({"content": "a"})]}, ALONE], False),
+        (2, [{"choices": [_choice({"content": "a"}, "stop")]}, ALONE], False),
+        (1, [{"choices": [_choice({"content": "a"}, "stop"), _choice({"content": "b"}, index=1)]}, ALONE], False),
+        # Servers that end and count in every event.
+        (1, [{"choices": [_choice({"content": "a"}, "stop")], **COUNTED}] * 3, False),
+    ],
+)
+def test_an_answer_misses_nothing_once_it_ended_and_was_counted(
+    wanted: int, events: list[JsonObject], settled: bool
+) -> None:
+    progress = openai.Progress(wanted)
+    for event in deepcopy(events):
+        if (chunk := openai.from_wire(event)) is not None:
+            progress.streamed(chunk)
+    assert progress.settled is settled
 
 
 def test_extra_keys_are_told_once_and_again_when_they_change() -> None:

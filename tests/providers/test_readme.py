@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.config import Backend
 from common.contracts import JsonObject
+from common.servers import ROWS, Backend
 from tests.providers.fields import FIELDS, table, wire_of
 from workers.providers.echo import Script
 from workers.providers.registry import KINDS
@@ -21,6 +21,24 @@ def _first_column(heading: str) -> list[str]:
     """The names in the first column of the table whose first heading this is."""
     table = README.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
     return [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+
+
+def _options() -> dict[str, set[str]]:
+    """Each kind's options, as the table of them tells."""
+    found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    table = README.split("| option | kinds |", 1)[1].split("\n\n", 1)[0]
+    for line in table.splitlines()[2:]:
+        names, kinds = (re.findall(r"`(\w+)`", column) for column in line.split("|")[1:3])
+        if "all but" in line.split("|")[2]:
+            kinds = [kind for kind in KINDS if kind not in kinds]
+        for kind in kinds:
+            found[kind] |= set(names)
+    return found
+
+
+def test_every_option_is_listed_and_every_one_that_is_listed_can_be_configured() -> None:
+    known = {kind: set(row) for kind, row in ROWS.items()}
+    assert _options() | {"echo": set(Script.model_fields)} == known
 
 
 def test_every_kind_is_listed() -> None:

@@ -8,13 +8,15 @@ from typing import Final
 import orjson
 import pytest
 
-from common.config import Backend
 from common.contracts import JsonObject
 from common.errors import UpstreamCredentials, UpstreamError, UpstreamRefused, UpstreamUnsupported
+from common.servers import Backend
 from tests.providers.refusals import SPOKEN, Said
 from workers.providers import anthropic, cohere, gemini, llamacpp, ollama, openai, vllm
 from workers.providers.base import Call
 from workers.providers.phrases import filtered, no_money, too_long
+from workers.providers.registry import make
+from workers.providers.transport import new_client
 
 TO_ERROR: Final[dict[str, Callable[..., UpstreamError]]] = {
     "anthropic": anthropic.to_error,
@@ -44,8 +46,10 @@ def test_a_refusal_is_what_its_words_say(code: str, said: Said) -> None:
     assert _error(said).failure.code == code
 
 
-SECRETIVE: Final = [said for code in ("content_filter", "upstream_credentials") for said in SPOKEN[code]]
-SECRETIVE += [said for said in SPOKEN["upstream_refused"] if said[1] == 403]
+SECRETIVE: Final = [
+    *(said for code in ("content_filter", "upstream_credentials") for said in SPOKEN[code]),
+    *(said for said in SPOKEN["upstream_refused"] if said[1] == 403),
+]
 
 
 @pytest.mark.parametrize("said", SECRETIVE)
@@ -134,3 +138,25 @@ def test_what_a_kind_cannot_do_is_told_apart_from_what_nobody_could_make_sense_o
     with pytest.raises(UpstreamRefused) as malformed:
         to_wire(_call(kind, {"messages": [5]}))
     assert type(malformed.value) is UpstreamRefused
+
+
+DEEP: Final = '{"a":' * 300 + "1" + "}" * 300
+
+
+def _asking(arguments: str) -> JsonObject:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    user, tool = {"role": "user", "content": "hi"}, {"role": "tool", "tool_call_id": "a", "content": DEEP}
+    return {"messages": [user, {"role": "assistant", "content": None, "tool_calls": [call]}, tool]}
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "cohere", "gemini", "ollama"])
+async def test_arguments_that_are_nested_too_deeply_are_the_callers_fault(kind: str) -> None:
+    async with new_client() as client:
+        with pytest.raises(UpstreamRefused) as caught:
+            await anext(make(kind, client).stream(_call(kind, _asking(DEEP))))
+    assert type(caught.value) is UpstreamRefused
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "cohere", "gemini", "ollama"])
+def test_a_tools_result_may_be_a_text_of_any_depth(kind: str) -> None:
+    assert orjson.dumps(TO_WIRE[kind](_call(kind, _asking("{}"))))

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import itertools
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.contracts import JsonObject
 from common.errors import UpstreamProtocolError
-from workers.providers.wire import MAX_LINE_BYTES, JsonLineDecoder, LineDecoder, SseDecoder, json_object
+from workers.providers.wire import (
+    MAX_LINE_BYTES,
+    MOST_LEVELS,
+    JsonLineDecoder,
+    LineDecoder,
+    SseDecoder,
+    json_object,
+    value_in,
+)
 
 
 def _decoded(raw: bytes, cuts: list[int]) -> list[bytes]:
@@ -24,11 +34,12 @@ def _decoded(raw: bytes, cuts: list[int]) -> list[bytes]:
         (b"data: a\n\n", [b"a"]),
         (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
         (b"data:a\n\n", [b"a"]),
-        (b"data:  a\n\n", [b" a"]),
+        (b"data:  a \n\n", [b"a"]),
+        (b"data: [DONE] \n\n", [b"[DONE]"]),
         (b"data: a\ndata: b\n\n", [b"a\nb"]),
         (b"data: a\n\n\n\ndata: b\n\n", [b"a", b"b"]),
-        (b"data\n\n", [b""]),
-        (b"data: \n\n", [b""]),
+        (b"data\n\n", []),
+        (b"data:\n\ndata: \n\ndata: a\n\n", [b"a"]),
         (b": ping\n\ndata: a\n\n", [b"a"]),
         (b"event: x\nid: 7\nretry: 5\ndata: a\n\n", [b"a"]),
         (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
@@ -43,7 +54,7 @@ def _decoded(raw: bytes, cuts: list[int]) -> list[bytes]:
         (b"", []),
     ],
 )
-def test_server_sent_events_are_read_as_the_standard_says(raw: bytes, events: list[bytes]) -> None:
+def test_server_sent_events_are_read_as_the_standard_says_but_for_empty_ones(raw: bytes, events: list[bytes]) -> None:
     assert _decoded(raw, []) == events
 
 
@@ -92,13 +103,47 @@ def test_json_lines_may_lack_the_last_end() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "value"),
-    [(b'{"a":"\xff"}', {"a": "\ufffd"}), (b' {"a": 1} ', {"a": 1}), (b'{"a":"\xe2\x82"}', {"a": "\ufffd"})],
+    [
+        (b'{"a":"\xff"}', {"a": "\ufffd"}),
+        (b' {"a": 1} ', {"a": 1}),
+        (b'{"a":"\xe2\x82"}', {"a": "\ufffd"}),
+        # Escapes of half a character, as a server sends them that cut it in two; next to whole ones and to backslashes.
+        (rb'{"a":"\ud83d"}', {"a": "\ufffd"}),
+        (rb'{"a":"\uDE00!\ud83d\ude00\ud83d"}', {"a": "\ufffd!\U0001f600\ufffd"}),
+        (rb'{"a":"\\ud83d\\\ud83d\n\u00e9"}', {"a": "\\ud83d\\\ufffd\n\u00e9"}),
+    ],
 )
 def test_bytes_that_are_not_utf_8_become_replacement_characters(raw: bytes, value: object) -> None:
     assert json_object(raw) == value
 
 
-@pytest.mark.parametrize("raw", [b"", b"[1]", b'"a"', b"1", b"null", b"{", b'{"a":NaN}', b'{"a":"\\ud800"}', b"\xff"])
+@pytest.mark.parametrize("raw", [b"", b"[1]", b'"a"', b"1", b"null", b"{", b'{"a":NaN}', b'{"a":"\\ud8"}', b"\xff"])
 def test_what_is_not_a_json_object_breaks_the_protocol(raw: bytes) -> None:
     with pytest.raises(UpstreamProtocolError):
         json_object(raw)
+
+
+def _nested(levels: int) -> str:
+    """An object in which so many levels of objects and arrays are one inside another."""
+    begins, ends = '{"a":[1,' * (levels // 2) + '{"a":' * (levels % 2), "}" * (levels % 2) + "]}" * (levels // 2)
+    return f"{begins}1{ends}"
+
+
+def test_what_can_be_read_can_be_written_again_a_few_levels_further_in() -> None:
+    document: JsonObject = json_object(_nested(MOST_LEVELS).encode())
+    assert document == value_in(_nested(MOST_LEVELS))
+    for _ in range(20):
+        document = {"in": [document]}
+    assert orjson.dumps(document)
+
+
+@pytest.mark.parametrize("levels", [MOST_LEVELS + 1, 300, 5_000])
+def test_what_is_nested_deeper_breaks_the_protocol(levels: int) -> None:
+    assert value_in(_nested(levels)) is None
+    with pytest.raises(UpstreamProtocolError):
+        json_object(_nested(levels).encode())
+
+
+def test_many_objects_side_by_side_are_not_deep() -> None:
+    document = {"data": [{"embedding": [0.5] * 8, "index": at} for at in range(MOST_LEVELS)]}
+    assert json_object(orjson.dumps(document)) == document

@@ -239,7 +239,7 @@ async def test_failures_in_a_row_open_the_breaker_for_every_worker_within_a_seco
         async def knows() -> bool:
             return two.fleet.breakers.view("a").phase is Phase.OPEN
 
-        await until(knows, limit_s=3)
+        await until(knows)
         assert await two.answer() == "from b"
         assert two.provider.called == ["b"]
 
@@ -556,7 +556,13 @@ def keyed(bad: str, error: UpstreamError, status: int) -> Answering:
 
 @pytest.mark.parametrize(
     ("error", "status", "rests_s"),
-    [(UpstreamBusy(), 429, 2), (UpstreamCredentials(), 401, 300), (UpstreamCredentials(), 429, 300)],
+    [
+        (UpstreamBusy(), 429, 2),
+        (UpstreamBusy(), 413, 2),
+        (UpstreamBusy(retry_after_s=34), 429, 34),  # which no header said
+        (UpstreamCredentials(), 401, 300),
+        (UpstreamCredentials(), 429, 300),
+    ],
 )
 async def test_a_refused_key_is_replaced_at_once_without_a_retry_and_others_hear_of_it(
     error: UpstreamError, status: int, rests_s: int, redis_server: RedisServer
@@ -570,7 +576,7 @@ async def test_a_refused_key_is_replaced_at_once_without_a_retry_and_others_hear
             return two.fleet.keys["a"].usable == 2
 
         if rests_s > 2:
-            await until(knows, limit_s=3)
+            await until(knows)
             for _ in range(6):
                 await two.answer("only")
             assert "k2" not in [call.api_key for call in two.provider.calls]
@@ -586,9 +592,10 @@ async def test_where_every_key_rests_the_job_waits_for_the_first_and_no_call_is_
         assert 0 < second.missed.soonest_ms <= 2_001
 
 
-async def test_a_server_that_is_busy_itself_costs_no_second_key(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("status", [503, 529, 498])
+async def test_a_server_that_is_busy_itself_costs_no_second_key(status: int, redis_server: RedisServer) -> None:
     async with rigs(redis_server, "w", **KEYED) as (rig,):
-        rig.provider.does["a"] = lambda call: keyed(call.api_key or "", UpstreamBusy(), 503)(call)
+        rig.provider.does["a"] = lambda call: keyed(call.api_key or "", UpstreamBusy(retry_after_s=5), status)(call)
         await rig.misses("only")
         assert (len(rig.provider.calls), rig.fleet.keys["a"].usable) == (1, 3)
 

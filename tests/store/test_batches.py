@@ -16,7 +16,7 @@ from common.ledger.batches import Batch
 from common.queue import Settlement
 from gateway.batches.desk import Held
 from gateway.batches.progress import AT_ONCE
-from gateway.batches.runner import Runner
+from gateway.batches.runner import LONGEST_REST_S, MOST_AT_ONCE, Runner
 from gateway.batches.steps import Steps
 from tests.support.batch_desk import MODEL, WON, Open, ids, line, lines, named
 from tests.support.runner import until
@@ -201,6 +201,21 @@ async def test_the_batch_that_was_left_alone_longest_is_taken_first(either: Open
         assert {one.batch.id, (await w.take()).batch.id} == {first.id, second.id}
 
 
+async def test_a_tenant_with_many_batches_keeps_no_other_tenants_from_being_taken(either: Open) -> None:
+    async with either() as w:
+        for tenant in ("a", "a", "a", "b", "b", "c"):
+            await w.create(lines([1]), tenant=tenant)
+            w.later(1)
+        held = [await w.take() for _ in range(6)]
+        assert [one.batch.tenant for one in held] == ["a", "b", "c", "a", "b", "a"]
+        # Of one tenant's the one that was left alone longest, as before.
+        w.later(1)
+        await held[3].release()
+        w.later(1)
+        await held[0].release()
+        assert [(await w.take()).batch.id for _ in range(2)] == [held[3].batch.id, held[0].batch.id]
+
+
 async def test_an_ended_batch_is_nobodys(desk: Open) -> None:
     async with desk() as w:
         batch = await w.to_the_end(await w.create(lines([1])))
@@ -231,6 +246,30 @@ async def test_a_runner_takes_batches_ends_them_and_sweeps_what_they_left(either
         assert await w.desk.lines.records(made[0].id, ("good",), after=0, most=9, most_bytes=9) == []
         assert await w.file(await w.batch(made[0]), "output") != []
         assert await runner.sweep() == 0
+
+
+async def test_batches_that_only_wait_give_their_places_to_others_and_else_keep_them(either: Open) -> None:
+    async with either() as w:
+        runner = Runner(w.desk)
+        waiting = [await w.create(lines([1]), tenant="a") for _ in range(MOST_AT_ONCE)]
+        runner.wake()
+        try:
+            for _ in range(5):
+                await w.clock.until_sleeping(MOST_AT_ONCE)
+                w.clock.advance(LONGEST_REST_S)
+            assert {(await w.batch(batch)).fence for batch in waiting} == {1}
+            other = await w.create(lines([1]), tenant="b")
+            # In far less than a slice.
+            for _ in range(2):
+                await w.clock.until_sleeping(MOST_AT_ONCE)
+                w.clock.advance(LONGEST_REST_S)
+
+            async def begun() -> bool:
+                return (await w.batch(other)).next_line == 2
+
+            await until(begun)
+        finally:
+            await runner.close()
 
 
 async def test_a_runner_that_stops_leaves_its_batches_to_others_at_once(desk: Open) -> None:

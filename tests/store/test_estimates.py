@@ -10,12 +10,13 @@ import pytest
 from common import keys
 from common.backlog import Backlog
 from common.catalogue import Model, Target
-from common.config import Backend, Settings
+from common.config import Settings
 from common.contracts import Job, Outcome, Priority, State, Usage
 from common.errors import StoreUnavailable
 from common.health import HealthStore
 from common.metrics import SchedulerMetrics
 from common.queue import Claim, Settlement
+from common.servers import Backend
 from gateway.admission import STREAMED, Admission
 from gateway.auth import Principal
 from gateway.dialects.native import JobOptions

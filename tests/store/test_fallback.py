@@ -131,6 +131,74 @@ async def test_a_length_that_was_refused_costs_no_budget_and_a_failure_does(redi
         assert rig.provider.called == ["a"]
 
 
+USER = {"role": "user", "content": "hi"}
+PICTURE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "tokens"),
+    [
+        ({"context_tokens": 100}, {}, 1_000),
+        ({"context_tokens": 100}, {"max_tokens": 100}, 10),
+        ({"max_tokens": 10}, {"max_completion_tokens": 11}, 1),
+        ({"capabilities": []}, {"tools": [{}], "tool_choice": "required"}, 1),
+        ({"capabilities": ["tools"]}, {"messages": [USER, PICTURE]}, 1),
+    ],
+)
+async def test_a_fallback_that_is_known_not_to_serve_the_request_is_not_asked(
+    row: dict[str, Any], asked: dict[str, Any], tokens: int, redis_server: RedisServer
+) -> None:
+    setup: dict[str, Any] = {**SETUP, "models": {**MODELS, "other": {**at("c"), **row}}}
+    body = {"messages": [USER], **asked}
+    async with rigs(redis_server, "w", **setup) as (rig,):
+        for error, called in ((UpstreamBusy(retry_after_s=7), ["a", "b"]), (ContextTooLong(), ["a"])):
+            rig.provider.does["a"] = rig.provider.does["b"] = failing(error)
+            rig.provider.calls.clear()
+            missed = await rig.misses(body=body, prompt_tokens=tokens)
+            assert (missed.failure, missed.missed.may_recur) == (error.failure, error.retryable)
+            assert rig.provider.called == called
+        assert await rig.answer(body={"messages": [USER]}, prompt_tokens=1) == "from c"
+
+
+@pytest.mark.parametrize("refusal", [UpstreamRefused(), ContextTooLong(), UpstreamModelMissing()])
+async def test_where_the_fallback_only_refuses_the_request_the_job_comes_back_for_what_failed_first(
+    refusal: UpstreamError, redis_server: RedisServer
+) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        busy = UpstreamBusy(retry_after_s=7)
+        rig.provider.does["a"] = rig.provider.does["b"] = failing(busy)
+        rig.provider.does["c"] = failing(refusal)
+        missed = await rig.misses()
+        assert rig.provider.called == ["a", "b", "c"]
+        assert (missed.failure, missed.backend, missed.missed.retry_after_s) == (busy.failure, "b", 7)
+        assert (missed.missed.may_recur, missed.missed.called) == (True, True)
+
+
+async def test_a_fallback_that_refuses_costs_a_job_that_waits_for_a_breaker_no_failure(
+    redis_server: RedisServer,
+) -> None:
+    setup: dict[str, Any] = {**SETUP, "breaker_failures": 1, "breaker_cooloff_s": 20}
+    async with rigs(redis_server, "w", **setup) as (rig,):
+        rig.provider.does["a"] = rig.provider.does["b"] = failing(UpstreamUnreachable())
+        rig.provider.does["c"] = failing(UpstreamRefused())
+        await rig.misses()
+        await rig.told()
+        missed = await rig.misses()
+        assert rig.provider.called == ["a", "b", "c", "c"]
+        assert (missed.failure.code, missed.missed.called) == ("upstream_unavailable", False)
+        assert missed.missed.soonest_ms > 10_000
+
+
+async def test_what_the_fallback_would_not_let_through_its_filter_is_not_asked_for_again(
+    redis_server: RedisServer,
+) -> None:
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        rig.provider.does["a"] = rig.provider.does["b"] = failing(UpstreamBusy())
+        rig.provider.does["c"] = failing(ContentFiltered())
+        missed = await rig.misses()
+        assert (missed.failure.code, missed.missed.may_recur, missed.backend) == ("content_filter", False, "c")
+
+
 async def test_lower_classes_go_on_where_a_fallback_takes_calls(redis_server: RedisServer) -> None:
     fragile: dict[str, Any] = {**SETUP, "breaker_failures": 1}
     async with rigs(redis_server, "w", **fragile) as (rig,):

@@ -120,15 +120,17 @@ async def test_pages_follow_one_another_in_either_order(ledger_url: str) -> None
         assert await files.page("t", most=9, now_ms=9, purpose="vision", after=None, ascending=True) == []
 
 
-async def test_a_deleted_file_is_gone_at_once_and_its_bytes_soon(ledger_url: str) -> None:
+async def test_a_deleted_file_is_gone_at_once_and_its_bytes_after_a_grace(ledger_url: str) -> None:
     async with opened(ledger_url) as files:
         file = await stored(files, b"x" * (40 * CHUNK_BYTES))
         kept = await stored(files, b"y")
         assert await files.delete(file.id, "t", now_ms=2)
         assert not await files.delete(file.id, "t", now_ms=2)
         assert await files.get(file.id, "t", now_ms=2) is None
+        # Whoever reads it has the time to end.
+        assert await swept(files, 2 + GRACE_MS) == []
         # Not all at once: what is deleted in one transaction is bounded.
-        assert await swept(files, 2) == [32, 9]
+        assert await swept(files, 3 + GRACE_MS) == [32, 9]
         assert await files.chunk(file.id, 0) is None and await files.chunk(kept.id, 0) == b"y"
 
 
@@ -158,10 +160,10 @@ async def test_an_upload_that_was_left_is_swept_and_takes_no_more_bytes(ledger_u
 async def test_an_upload_that_was_given_up_is_swept_at_once(ledger_url: str) -> None:
     async with opened(ledger_url) as files:
         file_id = new_file_id()
-        await files.begin(file_id, "t", now_ms=1_000)
-        await files.put(file_id, 0, b"a", now_ms=1_000)
+        await files.begin(file_id, "t", now_ms=10 * GRACE_MS)
+        await files.put(file_id, 0, b"a", now_ms=10 * GRACE_MS)
         await files.give_up(file_id)
-        assert await swept(files, 1_000) == [2]
+        assert await swept(files, 10 * GRACE_MS) == [2]
 
 
 async def test_what_a_batch_reads_is_kept_until_the_batch_has_ended(ledger_url: str) -> None:

@@ -34,7 +34,7 @@ SETUP: dict[str, Any] = {
         "m": {"targets": [{"backend": "a", "model": "one"}, {"backend": "b", "model": "two"}]},
         "hasty": {
             "targets": [{"backend": "a", "model": "one"}, {"backend": "b", "model": "two"}],
-            "hedge_after_ms": 20,
+            "hedge_after_ms": 80,
         },
         "sized": {
             "targets": [
@@ -164,7 +164,7 @@ async def test_an_answer_that_says_nothing_and_never_ends_its_choice_is_still_an
 async def test_what_breaks_after_a_word_is_no_longer_answered_elsewhere(redis_server: RedisServer) -> None:
     async with rigs(redis_server, "w", **SETUP) as (rig,):
         provider = Scripted({"a": [ROLE, WORD, HANGS], "b": [WORD, LAST]})
-        end, events = await run(rig, provider, deadline_ms=150, model="hasty")
+        end, events = await run(rig, provider, deadline_ms=300, model="hasty")
         assert provider.called == ["a"]
         assert (outcome_of(end).status, deltas(events)[1:]) == (State.EXPIRED, [{"content": "hi"}])
 
@@ -193,6 +193,15 @@ async def test_the_end_of_embeddings_tells_it_too(redis_server: RedisServer) -> 
         tokens.close()
         assert (told.backend, told.upstream_model) == ("b", "two")
         assert told.failed_targets == [FailedTarget("a", "one", "upstream_unreachable")]
+
+
+async def test_pictures_count_towards_the_longest_answer(redis_server: RedisServer) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 600_000}}
+    drawn = [piece({"images": [image]}) for _ in range(2)]
+    async with rigs(redis_server, "w", **SETUP) as (rig,):
+        end, events = await run(rig, Scripted({"a": [*drawn, LAST], "b": [*drawn[:1], LAST]}), stream=False)
+        assert outcome_of(end).failed_targets == [FailedTarget("a", "one", "upstream_protocol_error")]
+        assert deltas(events) == [{"images": [image]}, {}]
 
 
 async def test_an_end_at_the_first_target_tells_of_no_failure(redis_server: RedisServer) -> None:

@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from common import keys
 from common.clock import SystemClock
-from common.config import Backend, Kind
 from common.health import Health, HealthStore, Probe
+from common.servers import Backend, Kind
 from scheduler.prober import MOST_BODY_BYTES, Prober, ProberParams, probe
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.runner import until
@@ -179,7 +179,7 @@ async def test_a_broken_answer_fails_the_probe_without_its_address() -> None:
 )
 async def test_a_load_that_cant_be_had_is_unknown_and_the_backend_healthy_all_the_same(metrics: Reply) -> None:
     assert len(b"x" * 65_536 * 17) > MOST_BODY_BYTES
-    found = await _probe(Upstream(_paths(health=_ok(), metrics=metrics)), limit_s=0.5)
+    found = await _probe(Upstream(_paths(health=_ok(), metrics=metrics)), limit_s=0.9)
     assert found.succeeded
     assert (found.load.running, found.load.waiting) == (None, None)
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import grpc
@@ -26,8 +25,8 @@ from tests.support.fleet import KEY
 from tests.support.grpc_client import chat, refusal_of
 from tests.support.inside import opened
 from tests.support.proxy import Proxy
-from tests.support.redis_server import RedisServer
-from tests.support.runner import until
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.runner import WAIT_LIMIT_S, until
 
 pytestmark = pytest.mark.either_server
 
@@ -85,9 +84,7 @@ class Stage:
 
 @asynccontextmanager
 async def staged(server: RedisServer, place: Path) -> AsyncGenerator[Stage]:
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     async with AsyncExitStack() as stack:
         parts = await stack.enter_async_context(opened(server, place, api_keys=KEY, disconnect_grace_s=60))
         rpc = RpcServer(parts)
@@ -226,13 +223,13 @@ async def test_who_waits_at_a_gateway_that_goes_is_told_so_and_of_which_job(
 
 async def _read_here(stage: Stage, by: int = 1) -> None:
     """Returns when so many read at this gateway."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_LIMIT_S):
         while stage.parts.hub.readers != by:  # noqa: ASYNC110 (what is waited for has no signal)
             await asyncio.sleep(0.005)
 
 
 async def _under_way(stage: Stage, count: int) -> None:
     """Returns when no more than so many calls are under way."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_LIMIT_S):
         while stage.rpc._service._frame._under_way != count:  # noqa: ASYNC110 (what is waited for has no signal)
             await asyncio.sleep(0.005)

@@ -18,23 +18,24 @@ from structlog.testing import capture_logs
 
 from gateway.main import open_rpc, serve
 from gateway.rpc.server import RpcServer
+from tests.support.fleet import KEY
 from tests.support.grpc_client import refusal_of
 from tests.support.inside import opened, settings
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, free_port
 
 pytestmark = pytest.mark.either_server
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 PATIENCE_S = 0.2
+METADATA = (("authorization", f"Bearer {KEY}"),)
+WATCH = "/headrace.v1.InferenceService/WatchJob"
 
 
 @asynccontextmanager
-async def serving(server: RedisServer, place: Path) -> AsyncGenerator[tuple[RpcServer, Any]]:
+async def serving(server: RedisServer, place: Path, **settings: float) -> AsyncGenerator[tuple[RpcServer, Any]]:
     """The server, begun on a port of its own, and a channel to it; nothing is left of it afterwards."""
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    async with opened(server, place, request_timeout_s=PATIENCE_S) as parts:
+    port = free_port()
+    async with opened(server, place, api_keys=KEY, **settings) as parts:
         rpc = RpcServer(parts)
         rpc.bind("127.0.0.1", port)
         await rpc.start()
@@ -98,18 +99,37 @@ async def test_who_only_watches_health_holds_up_no_server_that_drains(
 async def test_a_call_that_never_sends_its_message_is_ended(
     redis_server: RedisServer, tmp_path: Path, method: str, ends: bool, code: grpc.StatusCode, reason: str
 ) -> None:
-    async with serving(redis_server, tmp_path) as (_, channel):
-        call = channel.stream_stream(f"/{method}")()
+    async with serving(redis_server, tmp_path, request_timeout_s=PATIENCE_S) as (_, channel):
+        call = channel.stream_stream(f"/{method}")(metadata=METADATA)
         if ends:
             await call.done_writing()
         found = refusal_of(await refused(call))
         assert (found.code, found.detail(ErrorInfo).reason) == (code, reason)
 
 
-async def test_a_message_that_is_none_is_the_callers_fault(redis_server: RedisServer, tmp_path: Path) -> None:
+NO_PROTOBUF, NO_UTF8 = b"\xff\xff\xff", b"\x0a\x02\xff\xfe"
+
+
+@pytest.mark.parametrize("sent", [None, NO_PROTOBUF, NO_UTF8])
+async def test_a_message_that_is_none_is_the_callers_fault_and_counted_as_any(
+    redis_server: RedisServer, tmp_path: Path, sent: bytes | None
+) -> None:
+    async with serving(redis_server, tmp_path) as (rpc, channel):
+        call = channel.stream_stream(WATCH)(metadata=METADATA)
+        if sent is not None:
+            await call.write(sent)
+        await call.done_writing()
+        found = refusal_of(await refused(call))
+        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+        assert found.trailers["x-request-id"].startswith("req_")
+        told = {"route": WATCH, "status": "400"}
+        assert rpc._parts.metrics.registry.get_sample_value("headrace_requests_total", told) == 1
+
+
+async def test_a_stranger_learns_nothing_of_the_message(redis_server: RedisServer, tmp_path: Path) -> None:
     async with serving(redis_server, tmp_path) as (_, channel):
-        call = channel.unary_stream("/headrace.v1.InferenceService/WatchJob")(b"\xff\xff\xff")
-        assert (await refused(call)).code() is grpc.StatusCode.INVALID_ARGUMENT
+        found = refusal_of(await refused(channel.unary_stream(WATCH)(NO_PROTOBUF)))
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
 
 
 # --- the port ---------------------------------------------------------------------------------------------------------

@@ -6,16 +6,17 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import pytest
 
 from common.errors import HeadraceError, InternalError, StoreFull, StoreUnavailable
 from common.store import MOST_CALLS_A_TRIP, REPLY_TIMEOUT_S, Store
+from tests.support.clock import stopwatch
 from tests.support.proxy import Blackhole, CutAtByte, DropReply, Ending, EndNow, Proxy
 from tests.support.redis_server import RedisServer
-from tests.support.runner import drawn_seed, until
+from tests.support.runner import WAIT_LIMIT_S, drawn_seed, until
 from tests.support.seeds import a_job, job_id, rig
 
 PROMISED_LIMIT_S: Final = 2.0
@@ -37,11 +38,19 @@ async def store_at(url: str, limit_s: float = REPLY_TIMEOUT_S) -> AsyncGenerator
 
 async def unavailable(call: Awaitable[Any]) -> float:
     """How long the call took to fail as unavailable."""
-    begun = time.monotonic()
-    with pytest.raises(StoreUnavailable):
-        async with asyncio.timeout(2 * PROMISED_LIMIT_S):
-            await call
-    return time.monotonic() - begun
+    async with stopwatch() as served_s:
+        with pytest.raises(StoreUnavailable):
+            async with asyncio.timeout(WAIT_LIMIT_S):
+                await call
+        return served_s()
+
+
+async def answered(store: Store, *words: str) -> Any:
+    """The first answer: a short limit may be over before a crowded machine has a thawed server running again."""
+    async with asyncio.timeout(WAIT_LIMIT_S):
+        while True:
+            with suppress(StoreUnavailable):
+                return await store.command(*words)
 
 
 # --- trips ------------------------------------------------------------------------------------------------------------
@@ -207,7 +216,7 @@ async def test_at_a_frozen_server_every_call_fails_in_time_also_those_made_meanw
             await asyncio.sleep(0.05)
         assert max(await asyncio.gather(*tries)) < limit_s + SLACK_S
         own_server.thaw()
-        assert await r.store.command("PING") == b"PONG"
+        assert await answered(r.store, "PING") == b"PONG"
         assert await r.queue.get(job_id(1)) is not None
 
 
@@ -224,7 +233,7 @@ async def test_a_refusal_while_connecting_is_an_error_and_not_the_end_of_the_sto
     async with store_at(redis_server.url.removesuffix("/0") + "/999") as store:
         for _ in range(2):
             with pytest.raises(HeadraceError):
-                await asyncio.wait_for(store.command("PING"), PROMISED_LIMIT_S)
+                await asyncio.wait_for(store.command("PING"), WAIT_LIMIT_S)
 
 
 @pytest.mark.parametrize("ending", Ending)

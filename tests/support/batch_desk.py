@@ -11,7 +11,7 @@ import orjson
 from pydantic import SecretStr
 
 from common import keys
-from common.config import Backend, Settings
+from common.config import Settings
 from common.contracts import Outcome, Priority, State, Usage
 from common.ledger.batch_lines import LinesLedger
 from common.ledger.batches import Batch, new_batch_id
@@ -19,6 +19,7 @@ from common.ledger.files import File
 from common.ledger.journal import JournalLedger
 from common.outbox import Outbox
 from common.queue import Claim, Queue, Settlement
+from common.servers import Backend
 from common.store import Store
 from gateway.batches.desk import Desk, Held
 from gateway.batches.steps import Steps

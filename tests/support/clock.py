@@ -1,13 +1,45 @@
-"""Clocks for tests: one that is moved by hand and tells when somebody waits on it, one that runs fast by itself."""
+"""Clocks for tests: one that is moved by hand, one that runs fast by itself, one that stops while nobody is served."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from itertools import count
+from typing import Final
 
 from common.clock import SystemClock
 from tests.support.runner import until
+
+TICK_S: Final = 0.01
+
+
+@asynccontextmanager
+async def stopwatch() -> AsyncGenerator[Callable[[], float]]:
+    """Tells how long this event loop was served since, in seconds.
+
+    On a crowded machine a process stands still now and then, and no promise holds for such moments: each counts no more
+    than two ticks, so that what was late because nobody was served is not taken for slow.
+    """
+    served_s = 0.0
+
+    async def tick() -> None:
+        nonlocal served_s
+        before_s = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            served_s += min(now_s - before_s, 2 * TICK_S)
+            before_s = now_s
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield lambda: served_s
+    finally:
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
 
 
 class ManualClock:

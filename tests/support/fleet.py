@@ -13,6 +13,7 @@ from typing import IO, Final, TypeVar
 
 import httpx
 
+from common import keys
 from tests.support.redis_server import RedisServer, binaries, free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ class Member:
         self._room = room
         self._log = log
         self._log.touch()
-        self._began_bytes = 0
+        self._began_bytes = self._told_bytes = 0
 
     @property
     def url(self) -> str:
@@ -110,6 +111,12 @@ class Member:
     def log(self) -> str:
         """Everything it has written to standard error."""
         return self._log.read_text(errors="replace")
+
+    def news(self) -> str:
+        """What it has written since this was asked last."""
+        written = self._log.read_bytes()
+        new, self._told_bytes = written[self._told_bytes :], len(written)
+        return new.decode(errors="replace")
 
 
 def _spawn(room: str, environ: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -226,9 +233,22 @@ class Fleet:
             base_url=self.url(number), headers=headers, timeout=timeout_s, trust_env=False, verify=False
         )
 
+    def cancel_all(self, *pools: str, keys_of_tenants: Sequence[str] = (KEY,)) -> None:
+        """Has every job of these pools cancelled that has not ended, as its tenant would."""
+        for pool in pools:
+            left: list[bytes] = self.redis.command("ZRANGE", keys.deadlines(pool), 0, -1)
+            for key in keys_of_tenants if left else ():
+                with self.client(key=key) as owner:
+                    for raw in left:
+                        owner.post(f"/v1/jobs/{raw.decode()}/cancel")
+
     def logs(self) -> str:
         """What every member has written, each under its name."""
         return "\n".join(f"--- {member.name}\n{member.log()}" for member in self.members.values())
+
+    def news(self) -> dict[str, str]:
+        """What each member has written since this was asked last: what one test did is not the next one's fault."""
+        return {name: member.news() for name, member in self.members.items()}
 
     def _start(self, members: Sequence[Member]) -> None:
         for member in members:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.config import Settings, load
-from common.store import Store
+from common.store import REPLY_TIMEOUT_S, Store
 from gateway.main import open_parts
 from gateway.parts import Parts
 from tests.support.clock import BriskClock
@@ -26,7 +26,7 @@ def settings(server: RedisServer, place: Path, **more: str | float) -> Settings:
 
 @asynccontextmanager
 async def opened(
-    server: RedisServer, place: Path, *, reply_timeout_s: float = 0.3, **more: str | float
+    server: RedisServer, place: Path, *, reply_timeout_s: float = REPLY_TIMEOUT_S, **more: str | float
 ) -> AsyncGenerator[Parts]:
     """The parts, none of which has begun; the store is closed at the end."""
     given = settings(server, place, **more)

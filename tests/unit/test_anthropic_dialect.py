@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from structlog.contextvars import bound_contextvars
 
 from common.contracts import Failure, Job, JsonObject, Outcome, Position, State, Usage
-from common.errors import BadRequest
+from common.errors import BadRequest, ContextTooLong
 from common.queue import Place
 from gateway.dialects.anthropic import MessageShape, message, model_info, model_page, models_object, usage_object
 from gateway.errors import TABLE, answer, anthropic_error
@@ -390,7 +390,6 @@ def test_after_an_answer_that_begins_anew_nothing_is_said_any_more() -> None:
     ("code", "status", "kind"),
     [
         ("invalid_request", 400, "invalid_request_error"),
-        ("context_length_exceeded", 400, "invalid_request_error"),
         ("invalid_api_key", 401, "authentication_error"),
         ("permission_denied", 403, "permission_error"),
         ("model_not_found", 404, "not_found_error"),
@@ -411,6 +410,26 @@ def test_an_error_has_anthropics_status_and_type(code: str, status: int, kind: s
     found, body, headers = anthropic_error(Failure(code, "why", retry_after_s=2))
     assert (found, orjson.loads(body)["error"]) == (status, {"type": kind, "message": "why"})
     assert headers["retry-after"] == "2"
+
+
+LONG = "context_length_exceeded"
+MAXIMUM = "This model's maximum context length is 8 tokens."
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (Failure(LONG, MAXIMUM, "messages"), f"prompt is too long: {MAXIMUM}"),
+        (Failure(LONG, MAXIMUM, "max_tokens"), MAXIMUM),
+        (Failure(LONG, "prompt is too long: 9 tokens > 8 maximum"), "prompt is too long: 9 tokens > 8 maximum"),
+        (ContextTooLong().failure, str(ContextTooLong())),
+        (Failure("upstream_refused", MAXIMUM), MAXIMUM),
+    ],
+)
+def test_a_conversation_that_has_to_be_shortened_is_called_so_as_anthropic_does(failure: Failure, message: str) -> None:
+    assert orjson.loads(anthropic_error(failure)[1])["error"]["message"] == message
+    (event,) = read(MessageShape(job()).failed(None, failure))
+    assert event["error"]["message"] == message
 
 
 def test_every_code_has_a_type_that_anthropics_clients_know() -> None:
@@ -466,11 +485,12 @@ def test_a_page_that_there_is_not_is_refused(asked: dict[str, str], param: str) 
 
 
 def test_a_page_of_models_names_its_first_and_last() -> None:
-    page = orjson.loads(models_object([model_info("a", 5), model_info("b")], has_more=True))
+    page = orjson.loads(models_object([model_info("a", 5, 90), model_info("b")], has_more=True))
     assert (page["first_id"], page["last_id"], page["has_more"]) == ("a", "b", True)
     assert [(one["id"], one["type"], one["display_name"]) for one in page["data"]] == [
         ("a", "model", "a"),
         ("b", "model", "b"),
     ]
+    assert [(one["max_tokens"], one["max_input_tokens"]) for one in page["data"]] == [(5, 90), (None, None)]
     empty = orjson.loads(models_object([], has_more=False))
     assert empty == {"data": [], "has_more": False, "first_id": None, "last_id": None}

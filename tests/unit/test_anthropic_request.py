@@ -224,6 +224,36 @@ def test_documents_are_files_or_texts() -> None:
     assert message["content"] == [{"type": "file", "file": file}, text("words"), text("in"), PIXEL_PART]
 
 
+def test_what_a_document_is_called_and_said_to_be_goes_before_it() -> None:
+    told = {"type": "document", "title": "T", "context": "From 1999.", "citations": {"enabled": True}}
+    mark = {"cache_control": {"type": "ephemeral"}}
+    plain = {**told, **mark, "source": {"type": "text", "media_type": "text/plain", "data": "words"}}
+    pdf = {**told, "source": {**PIXEL["source"], "media_type": "application/pdf"}}
+    nested = {**told, "source": {"type": "content", "content": [text("in"), text("out")]}}
+    ahead = [text("T"), text("From 1999.")]
+    file = {"type": "file", "file": {"filename": "T", "file_data": "data:application/pdf;base64,aGk="}}
+    for document, parts in (
+        (plain, [*ahead, text("words", **mark)]),
+        (pdf, [text("From 1999."), file]),
+        (nested, [*ahead, text("in"), text("out")]),
+        ({**plain, "title": None, "context": ""}, [text("words", **mark)]),
+    ):
+        assert said(("user", [document])) == [{"role": "user", "content": parts}]
+    (_, answer) = said(("assistant", [use()]), ("user", [result(content=[nested])]))
+    assert answer["content"] == [*ahead, text("in"), text("out")]
+
+
+def test_an_assistants_turn_that_says_nothing_is_left_out() -> None:
+    for nothing in ("", [], [text("")]):
+        assert said(("user", "a"), ("assistant", nothing)) == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize("content", ["", [], [text("")]])
+def test_what_is_there_and_empty_is_called_empty(content: Any) -> None:
+    failure = refused(messages=[{"role": "user", "content": "a"}, {"role": "user", "content": content}])
+    assert failure.message == "messages[1].content: must not be empty."
+
+
 def test_a_conversation_with_tools_keeps_its_order() -> None:
     found = said(
         ("user", "weather?"),
@@ -349,6 +379,13 @@ def test_tools_are_functions() -> None:
     found = body(tools=[{**TOOL, "type": "custom", "strict": True, "defer_loading": False}])
     function = {"name": "f", "description": "d", "parameters": TOOL["input_schema"], "strict": True}
     assert found["tools"] == [{"type": "function", "function": function}]
+
+
+def test_examples_of_what_a_tool_may_be_given_go_along() -> None:
+    examples = [{"url": "https://a.test", "headers": {"x": "y"}}, {}]
+    (tool,) = body(tools=[{**TOOL, "input_examples": examples}])["tools"]
+    assert tool["function"]["input_examples"] == examples
+    assert refused(tools=[{**TOOL, "input_examples": ["x"]}]).param == "tools[0].input_examples[0]"
 
 
 @pytest.mark.parametrize(

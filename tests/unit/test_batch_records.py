@@ -184,6 +184,17 @@ def test_a_line_that_was_refused_has_the_answer_that_it_would_have_got_alone() -
     }
 
 
+def test_a_line_is_one_however_its_reader_splits_lines() -> None:
+    text = "a\u2028b\x85c\u2029d\n\x1ee é"
+    stub = Stub(3, STUB.digest, orjson.dumps(text))
+    result = orjson.loads(TEXT)
+    result["choices"][0]["message"]["content"] = text
+    end = ended_line(stub, Ending(a_job("/v1/chat/completions"), 7_000, WON, orjson.dumps(result)), None)
+    assert len(end.record.decode().splitlines()) == 1
+    line = told(end)
+    assert line["custom_id"] == line["response"]["body"]["choices"][0]["message"]["content"] == text
+
+
 def test_a_line_that_never_ran_has_no_response() -> None:
     assert told(undone_line(STUB, records.EXPIRED))["response"] is None
 

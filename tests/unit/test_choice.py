@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.catalogue import Choose, Price
+from common.needs import needs_of
 from gateway.choice import QUALITIES, Member, choose, expected_usd, has_code, score, told, total, wanted
-from gateway.fitting import needs_of
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x"}}
 TOOL = {"type": "function", "function": {"name": "f"}}

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import common
-from common.config import Backend, ConfigError, Settings, load
+from common.config import ConfigError, Settings, load
+from common.servers import Backend
 
 KEY = "sk-0123456789abcdef"
 
@@ -127,6 +128,9 @@ def test_a_bad_value_in_the_environment_names_its_variable_and_keeps_it_to_itsel
         (fleet(colour="red"), "backends.0.colour"),
         (fleet(pool="GPU"), "backends.0.pool"),
         (fleet(concurrency=0), "backends.0.concurrency"),
+        (fleet(api_keys=["${NOT_SET_ANYWHERE:-}"]), "backends.0.api_keys: a key is not empty"),
+        (fleet(api_keys=[KEY, "out-of-a-file\n"]), "backends.0.api_keys: a key is not empty"),
+        (fleet(api_keys=["“quoted”-elsewhere"]), "backends.0.api_keys: a key is not empty"),
         (fleet(name="other"), "models.m: there is no backend named 'gpu'"),
         (fleet() | {"models": {"m": {"targets": []}}}, "models.m.targets"),
         (fleet() | {"models": {"bad name": {"targets": [{"backend": "gpu", "model": "x"}]}}}, "bad name"),
@@ -146,6 +150,9 @@ def test_a_bad_value_in_the_environment_names_its_variable_and_keeps_it_to_itsel
         (fleet(timeout_s=float("inf")), "backends.0.timeout_s"),
         (["a", "list"], "a mapping is expected"),
         ("a: [1", "headrace.yaml"),
+        ("models:\n  m: {aliases: [a]}\n  n: {}\n  m: {aliases: [b]}\n", "line 4: 'm' stands there twice"),
+        ("backends: [{name: a, kind: echo, name: b}]", "line 1: 'name' stands there twice"),
+        (fleet(options={"dorp": ["n"]}), "backends.0.options: backend 'gpu': options.dorp: "),
         ("http_port: ${NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
         ("!!python/object/apply:os.system ['true']", "headrace.yaml"),
     ],
@@ -155,6 +162,12 @@ def test_a_mistake_in_the_file_names_the_file_and_the_key(tmp_path: Path, docume
         load(written(tmp_path, document))
     assert named in str(refused.value)
     assert "headrace.yaml" in str(refused.value)
+
+
+def test_mappings_that_share_what_an_anchor_names_repeat_no_key(tmp_path: Path) -> None:
+    text = "backends:\n  - &a {name: a, kind: echo}\n  - &b {<<: *a, name: b, pool: x}\n  - {<<: *a, <<: *b, name: c}\n"
+    rows = load(written(tmp_path, text)).backends
+    assert [(row.name, row.kind) for row in rows] == [("a", "echo"), ("b", "echo"), ("c", "echo")]
 
 
 def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from common.catalogue import Model, Target
-from common.config import Backend, Settings
+from common.config import Settings
 from common.inspection import StoreFacts, parse_info
+from common.servers import Backend
 from deploy.local.doctor import (
     judge_backend,
     judge_settings,

@@ -9,47 +9,13 @@ from typing import Any
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
-from starlette.types import Message
 
-from common.clock import SystemClock
 from common.contracts import Job, OnInterrupt, Outcome, Position, State
 from common.metrics import GatewayMetrics
-from common.queue import Queue
-from common.store import Store
-from common.stream import EVENTS, Entry, StreamStore
+from common.stream import EVENTS, Entry
 from gateway.dialects.surfaces import SURFACES
-from gateway.http import HANG_UP
-from gateway.hub import Hub
-from gateway.readers import Limits
 from gateway.relay import EventStream, Relay, stored_frames
-
-
-class Connection:
-    """One request's side of ASGI: what was sent, and how it was hung up, if it was."""
-
-    def __init__(self, *, stuck: bool = False) -> None:
-        self.bodies: list[bytes] = []
-        self.hung_up: list[bool] = []
-        self.more = True
-        self.began = asyncio.Event()
-        self._stuck = stuck
-        self.scope: dict[str, Any] = {"type": "http", "method": "GET", HANG_UP: self._hang_up}
-
-    def _hang_up(self, *, at_once: bool = False) -> None:
-        self.hung_up.append(at_once)
-
-    async def receive(self) -> Message:
-        """The client stays."""
-        return await asyncio.get_running_loop().create_future()
-
-    async def send(self, message: Message) -> None:
-        """Takes what comes, unless the client is stuck."""
-        if message["type"] == "http.response.body":
-            self.began.set()
-            if self._stuck:
-                await asyncio.get_running_loop().create_future()
-            self.bodies.append(message["body"])
-            self.more = message.get("more_body", False)
+from tests.support.connection import Connection, idle_hub
 
 
 async def _words(*words: bytes, ends: bool = True) -> AsyncGenerator[bytes, None]:
@@ -59,20 +25,15 @@ async def _words(*words: bytes, ends: bool = True) -> AsyncGenerator[bytes, None
         await asyncio.get_running_loop().create_future()
 
 
-def _hub() -> Hub:
-    store = Store.from_url("redis://127.0.0.1:1/0")
-    return Hub(store, StreamStore(store), Queue(store), SystemClock(), pools=(), limits=Limits())
-
-
 async def test_a_stream_that_ends_is_completed_and_its_connection_kept() -> None:
     connection = Connection()
-    await EventStream(_hub(), _words(b"a", b"b"), {})(connection.scope, connection.receive, connection.send)
+    await EventStream(idle_hub(), _words(b"a", b"b"), {})(connection.scope, connection.receive, connection.send)
     assert b"".join(connection.bodies) == b"ab"
     assert (connection.more, connection.hung_up) == (False, [])
 
 
 async def test_a_stream_that_is_cut_is_hung_up_and_never_completed() -> None:
-    connection, hub = Connection(), _hub()
+    connection, hub = Connection(), idle_hub()
     stream = EventStream(hub, _words(b"a", ends=False), {})
     serving = asyncio.create_task(stream(connection.scope, connection.receive, connection.send))
     await connection.began.wait()
@@ -81,9 +42,16 @@ async def test_a_stream_that_is_cut_is_hung_up_and_never_completed() -> None:
     assert (connection.bodies, connection.more, connection.hung_up) == ([b"a"], True, [False])
 
 
+async def test_a_stream_that_begins_when_the_others_were_cut_is_cut_too() -> None:
+    connection, hub = Connection(), idle_hub()
+    hub.cut()
+    await EventStream(hub, _words(b"a", ends=False), {})(connection.scope, connection.receive, connection.send)
+    assert (connection.more, connection.hung_up) == (True, [False])
+
+
 async def test_a_client_that_takes_nothing_is_hung_up_at_once_and_is_no_fault_of_ours() -> None:
     connection = Connection(stuck=True)
-    stream = EventStream(_hub(), _words(b"a", ends=False), {}, send_timeout_s=0.02)
+    stream = EventStream(idle_hub(), _words(b"a", ends=False), {}, send_timeout_s=0.02)
     await stream(connection.scope, connection.receive, connection.send)
     assert (connection.bodies, connection.more) == ([], True)
     assert connection.hung_up[0] is True
@@ -105,7 +73,7 @@ async def test_an_answer_that_its_shape_cannot_tell_ends_with_an_error(dialect: 
     else:
         entry = Entry(Position(1, 1), EVENTS, orjson.dumps({"choices": [{**JUNK, "delta": {"content": "a"}}]}))
         metrics = GatewayMetrics(CollectorRegistry())
-        stream = Relay(_hub().expect(JOB_ID), shape, metrics, on_interrupt=OnInterrupt.FAIL).bytes([entry])
+        stream = Relay(idle_hub().expect(JOB_ID), shape, metrics, on_interrupt=OnInterrupt.FAIL).bytes([entry])
     frames = b"".join([piece async for piece in stream]).decode().split("\n\n")
     told = orjson.loads(frames[-2].rpartition("data: ")[2])
     assert frames[-1] == "" and told.get("error", told)["code"] == "internal_error"

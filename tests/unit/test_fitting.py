@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.catalogue import Model, Target
-from gateway.fitting import fits, needs_of, unfit
+from common.needs import needs_of
+from gateway.fitting import fits, unfit
 
 
 def model(*contexts: int | None, **more: Any) -> Model:
@@ -70,6 +71,8 @@ LONG = "context_length_exceeded"
         (model(context_tokens=100), request(max_tokens=96), 10, (LONG, "messages")),
         (model(context_tokens=100), request(max_tokens=100), 10, (LONG, "max_tokens")),
         (model(context_tokens=100), request(max_completion_tokens=500), 10, (LONG, "max_completion_tokens")),
+        (model(context_tokens=100), request(max_tokens=100), 199, (LONG, "max_tokens")),
+        (model(context_tokens=100), request(max_tokens=100), 200, (LONG, "messages")),
         (model(10, 100, context_tokens=50), request(), 150, None),
         (model(10, None), request(), 10**9, None),
         (model(max_tokens=5), request(max_tokens=6), 1, ("invalid_request", "max_tokens")),
@@ -86,13 +89,19 @@ def test_only_what_can_not_be_served_is_refused(
     assert refused(row, body, prompt_tokens) == fault
 
 
-def test_the_refusal_says_the_limit_and_what_was_asked_in_openais_words() -> None:
+def test_the_refusal_says_the_limit_and_what_was_asked_in_anthropics_and_openais_words() -> None:
     error = unfit("m", model(context_tokens=8192), request(max_tokens=8000), 1000)
     assert error is not None
     assert error.failure.message == (
+        "prompt is too long: about 9000 tokens > 8192 maximum. "
         "This model's maximum context length is 8192 tokens. However, you requested about 9000 tokens (about 1000 in "
         "the messages, 8000 in the completion). Please reduce the length of the messages or completion."
     )
+
+
+def test_where_the_answer_alone_is_too_long_nobody_is_told_that_the_prompt_is() -> None:
+    error = unfit("m", model(context_tokens=100), request(max_tokens=100), 10)
+    assert error is not None and error.failure.message.startswith("This model's maximum context length is 100 tokens.")
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**7), st.none() | st.integers(1, 10**6))

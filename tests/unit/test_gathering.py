@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from common.config import Backend
 from common.contracts import Job, Priority, Usage
 from common.errors import ContextTooLong, UpstreamError, UpstreamRefused, UpstreamUnreachable
 from common.queue import Claim
+from common.servers import Backend
 from tests.support.embedder import vector_of
 from workers.attempts import Unserved
 from workers.caller import Ask, Result, Work

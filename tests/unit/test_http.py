@@ -135,7 +135,9 @@ def application(metrics: GatewayMetrics, origins: str = "", timeout_s: float = 5
 
 
 @asynccontextmanager
-async def serving(*, origins: str = "", timeout_s: float = 5) -> AsyncGenerator[Site]:
+async def serving(
+    *, origins: str = "", timeout_s: float = 5, http: type[BoundedProtocol] = BoundedProtocol
+) -> AsyncGenerator[Site]:
     log.configure("error", process="test", file=BytesIO())
     metrics = GatewayMetrics()
     config = uvicorn.Config(
@@ -143,7 +145,7 @@ async def serving(*, origins: str = "", timeout_s: float = 5) -> AsyncGenerator[
         host="127.0.0.1",
         port=0,
         loop="none",
-        http=ImpatientProtocol,
+        http=http,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -340,7 +342,7 @@ async def test_headers_beyond_the_limit_are_a_431() -> None:
 
 
 async def test_a_head_that_does_not_end_in_time_is_a_408_also_on_a_connection_used_before() -> None:
-    async with serving() as site:
+    async with serving(http=ImpatientProtocol) as site:
         partial = b"GET /v1/items/1 HTTP/1.1\r\nHost:"
         assert parsed(await site.send(partial)).status == 408
         raw = await site.send(b"GET /v1/items/1 HTTP/1.1\r\nHost: a\r\n\r\n" + partial)
@@ -351,7 +353,7 @@ async def test_a_head_that_does_not_end_in_time_is_a_408_also_on_a_connection_us
 
 
 async def test_an_answer_under_way_outlives_the_limit_for_heads_and_is_not_mixed_with_a_refusal() -> None:
-    async with serving() as site:
+    async with serving(http=ImpatientProtocol) as site:
         reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
         writer.write(b"GET /v1/slow HTTP/1.1\r\nHost: a\r\n\r\n")
         assert b"begun" in await asyncio.wait_for(reader.readuntil(b"begun"), 5)
@@ -365,7 +367,7 @@ async def test_an_answer_under_way_outlives_the_limit_for_heads_and_is_not_mixed
 
 async def test_a_slow_body_has_its_own_limit_not_that_for_heads() -> None:
     body = b"POST /v1/echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{"
-    async with serving() as site:
+    async with serving(http=ImpatientProtocol) as site:
         reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
         writer.write(body)
         with pytest.raises(TimeoutError):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.backends import Rest
 from tests.support.clock import ManualClock
-from workers.keypool import BUSY_S, MOST_BLOCKED_S, Block, KeyPool, digest_of, judge, refused, seconds
+from workers.keypool import BUSY_S, MOST_BLOCKED_S, Block, KeyPool, digest_of, judge, limited, refused, seconds
 
 NAMES = ("one-secret", "two-secret", "three-secret")
 
@@ -120,6 +120,29 @@ def test_a_key_is_never_shown() -> None:
     assert key is not None
     assert key.secret not in repr(key) and key.secret not in digest_of(key.secret)
     assert digest_of(key.secret) in repr(key)
+
+
+SPENT = Block(7, "spent")
+
+
+@pytest.mark.parametrize(
+    ("status", "pace", "asked_s", "block"),
+    [
+        (429, Block(BUSY_S, "rate_limited"), 34.0, Block(34, "rate_limited")),
+        (429, Block(40, "rate_limited"), 34.0, Block(40, "rate_limited")),
+        (429, Block(0.25, "rate_limited"), 0.25, Block(0.25, "rate_limited")),
+        (413, None, None, Block(BUSY_S, "rate_limited")),
+        (413, SPENT, None, SPENT),
+        (413, None, 5.0, Block(5, "rate_limited")),
+        (429, None, 99_999.0, Block(MOST_BLOCKED_S, "rate_limited")),
+        *((status, None, 5.0, None) for status in (498, 503, 529, 200)),
+        *((status, SPENT, 50.0, SPENT) for status in (498, 503, 529, 200)),
+    ],
+)
+def test_a_key_at_its_limit_rests_as_long_as_the_refusal_says_and_one_of_a_busy_server_does_not(
+    status: int, pace: Block | None, asked_s: float | None, block: Block | None
+) -> None:
+    assert limited(status, pace, asked_s) == block
 
 
 R, T = "x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"

@@ -43,6 +43,7 @@ DURATIONS = {
     "prompt_eval_duration": 20_000_000,
     "eval_duration": 70_000_000,
 }
+IN_ONE_PIECE = {"total_duration": 100_000_000, "load_duration": 10_000_000, "eval_duration": 90_000_000}
 
 
 def events(*deltas: JsonObject, reason: str | None = "stop") -> list[bytes]:
@@ -111,13 +112,24 @@ def test_the_end_says_why(reason: str | None, shown: str) -> None:
         ),
         (
             {"queued": 5, "total": 5},
-            {"total_duration": 5_000_000, "load_duration": 5_000_000, "eval_duration": 1_000_000},
+            {"total_duration": 6_000_000, "load_duration": 5_000_000, "eval_duration": 1_000_000},
         ),
     ],
 )
 def test_durations_are_nanoseconds_that_can_be_divided_by(timings: dict[str, int], expected: JsonObject) -> None:
-    found = ollama_answers.durations(Outcome(State.SUCCEEDED, timings_ms=timings))
+    found = ollama_answers.durations(Outcome(State.SUCCEEDED, timings_ms=timings), streamed=True)
     assert found == {name: value for name, value in expected.items() if value is not None}
+
+
+def test_an_answer_in_one_piece_tells_no_speed_by_when_it_came() -> None:
+    late = Outcome(State.SUCCEEDED, timings_ms={"queued": 10, "first_token": 99, "total": 100})
+    told = orjson.loads(ollama_answers.timed(b'{"model":"m"}', late, 0))
+    assert told["eval_duration"] == 90_000_000 and "prompt_eval_duration" not in told
+
+
+def test_the_whole_takes_no_less_than_its_parts() -> None:
+    told = orjson.loads(ollama_answers.timed(b'{"model":"m"}', Outcome(State.SUCCEEDED), 0))
+    assert told["total_duration"] == told["eval_duration"] == 1_000_000
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9)), min_size=1, max_size=3), st.integers(1, 7))
@@ -191,7 +203,7 @@ def test_a_stream_and_a_whole_answer_say_the_same(texts: list[str], thoughts: li
         assert whole["message"]["content"] == "".join(line["message"]["content"] for line in said) == "".join(texts)
         ended = "2026-11-21T11:46:18.105Z"
         told = ollama_answers.timed(orjson.dumps(whole), OUTCOME, CREATED_S * 1000 + 5)
-        assert orjson.loads(told) == {**whole, "created_at": ended, **DURATIONS}
+        assert orjson.loads(told) == {**whole, "created_at": ended, **IN_ONE_PIECE}
 
 
 @pytest.mark.parametrize("dialect", [names.OLLAMA_CHAT, names.OLLAMA_GENERATE])

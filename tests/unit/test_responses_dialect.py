@@ -25,10 +25,11 @@ from gateway.dialects.responses_input import (
     response_request,
     told,
 )
-from gateway.dialects.responses_output import conversation, items_by_id, recorded_response, whole_response
+from gateway.dialects.responses_listed import listed
+from gateway.dialects.responses_output import conversation, named_items, recorded_response, whole_response
 from gateway.dialects.responses_schema import MAX_ITEMS
 from gateway.dialects.responses_stream import ResponseShape
-from gateway.dialects.responses_turns import Known, input_items, turns_of
+from gateway.dialects.responses_turns import Known, turns_of
 from gateway.dialects.surfaces import SURFACES
 from gateway.relay import stored_frames
 from tests.support.published import published
@@ -47,6 +48,11 @@ RESPONSE, EVENT, ITEMS = (published(name) for name in ("Response", "ResponseStre
 def bare(response: JsonObject) -> JsonObject:
     """A response without what the published schema knows only to be there or not, and other clients want to be null."""
     return {name: value for name, value in response.items() if value is not None or name not in ("user", "usage")}
+
+
+def input_items(job: Job) -> list[JsonObject]:
+    """The items that a response was made from, as its list shows them."""
+    return [one.made() for one in listed(job)]
 
 
 def asked(**fields: Any) -> Any:
@@ -210,7 +216,14 @@ def test_items_become_messages_and_items_again(items: list[JsonObject], messages
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "input"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
-            "input[0].content[0].file_data",
+            "input[0].content[0].file_id",
+        ),
+        *(
+            ({"input": [{"role": "user", "content": [{**part, "file_id": "f"}]}]}, "input[0].content[0].file_id")
+            for part in (
+                {"type": "input_file", "file_data": "data:text/plain;base64,eA=="},
+                {"type": "input_image", "image_url": "https://x.test/a.png"},
+            )
         ),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
@@ -429,7 +442,10 @@ def test_an_item_has_the_same_id_in_every_turn_and_its_own_words() -> None:
 def test_items_that_are_named_keep_their_ids_and_are_what_going_on_would_send() -> None:
     first = a_job(input="a")
     result = spoke(first, {"reasoning_content": "t"}, {"content": "A"}, {"reasoning_content": "t"}, {"content": "B"})
-    items = items_by_id(Record(first, State.SUCCEEDED, 1, 1, 0, 5_000, 9_000, None, None, OUTCOME, result, None))
+    record = Record(first, State.SUCCEEDED, 1, 1, 0, 5_000, 9_000, None, None, OUTCOME, result, None)
+    output: list[JsonObject] = orjson.loads(whole_response(first, 1, result))["output"]
+    items = named_items(record, [item["id"] for item in [*input_items(first), *output]])
+    assert [*items.values()] == [*input_items(first), *output]
     assert all(isinstance(item, Known) and item["id"] == item_id for item_id, item in items.items())
     own = {"role": "user", "content": "b"}
     request = response_request({"model": "m", "input": [*items.values(), own]})

@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 from common.contracts import JsonObject
-from common.errors import BadRequest
-from gateway.dialects.responses_reference import MOST_REFERENCED, referenced, with_items
+from common.errors import BadRequest, TooLarge
+from gateway.dialects.responses_reference import (
+    MOST_READ_BODIES,
+    MOST_REFERENCED,
+    Allowance,
+    referenced,
+    with_items,
+)
 from gateway.dialects.responses_schema import check_response
 from gateway.dialects.responses_turns import Known, turns_of
 
@@ -63,6 +69,15 @@ def test_what_is_not_found_named_twice_or_too_many_is_refused() -> None:
     assert len(referenced(naming(*ids[1:]))) == MOST_REFERENCED
     with pytest.raises(BadRequest, match=str(MOST_REFERENCED)):
         referenced(naming(*ids))
+
+
+def test_what_is_named_may_be_a_body_and_what_is_read_for_it_several() -> None:
+    left = Allowance.of(10)
+    left.take(10, 10 * MOST_READ_BODIES)
+    for more in ((1, 0), (0, 1)):
+        with pytest.raises(TooLarge) as caught:
+            Allowance(left.named_bytes, left.read_bytes).take(*more)
+        assert caught.value.failure.param == "input"
 
 
 def test_where_nothing_is_looked_up_a_reference_is_refused_and_not_left_out() -> None:

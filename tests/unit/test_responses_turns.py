@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from common.contracts import Chunk, Job, JsonObject
 from common.errors import BadRequest
 from gateway.dialects.responses_input import response_request
+from gateway.dialects.responses_listed import items_page, listed
 from gateway.dialects.responses_output import conversation, whole_response
 from gateway.dialects.responses_schema import check_response
-from gateway.dialects.responses_turns import Known, Turns, gone_on, input_items, turns_of
+from gateway.dialects.responses_turns import Known, Turns, check_calls, gone_on, turns_of
 from workers.answer import Answer
 
 USER: Final[JsonObject] = {"role": "user", "content": "hi"}
@@ -48,6 +50,11 @@ def job_of(turns: Turns, digit: str) -> Job:
     return Job(
         job_id, "default", "t", "chat", "m", {"messages": turns.messages}, dialect="responses", asked=turns.asked()
     )
+
+
+def input_items(job: Job) -> list[JsonObject]:
+    """The items that a response was made from, as its list shows them."""
+    return [one.made() for one in listed(job)]
 
 
 def named(job: Job) -> list[JsonObject]:
@@ -144,6 +151,80 @@ def test_the_usual_detail_of_an_image_is_listed_and_not_passed_on() -> None:
     first = turns_of([{"role": "user", "content": [image, {**image, "detail": "low"}]}])
     assert first.messages[0]["content"][0] == {"type": "image_url", "image_url": {"url": image["image_url"]}}
     assert turns_of(named(job_of(first, "a"))).messages == first.messages
+
+
+def roles(turns: Turns) -> list[str]:
+    """Each message's role; of outputs the call's id, of calls theirs."""
+    found: list[str] = []
+    for message in turns.messages:
+        calls = [one["id"] for one in message.get("tool_calls", ())]
+        found.append(message.get("tool_call_id") or "+".join(calls) or message["role"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("items", "order"),
+    [
+        ([call(1), USER, output(1)], "c1 c1 user"),
+        ([call(1), call(2), output(2), USER, said("A"), output(1), said("B")], "c1+c2 c2 c1 user assistant assistant"),
+        ([call(1), output(1), call(1), USER, output(1)], "c1 c1 c1 c1 user"),
+        ([call(1), USER, call(1), output(1), output(1)], "c1 c1 user c1 c1"),
+        ([call(1), said("A"), said(refused("B")), USER, output(1)], "assistant c1 c1 user"),
+        ([output(1), call(1), USER], "c1 c1 user"),
+    ],
+    ids=["a question", "of several", "an id again", "two of one id", "calls that moved", "no call before"],
+)
+def test_outputs_come_right_after_their_calls_wherever_they_stood(items: list[JsonObject], order: str) -> None:
+    turns = turns_of(items)
+    assert roles(turns) == order.split()
+    assert turns_of(named(job_of(turns, "a"))).messages == turns.messages
+    before = gone_on(Turns(), items[:1])
+    assert turns_of(items[1:], before).messages == turns.messages
+    assert before.messages == gone_on(Turns(), items[:1]).messages
+
+
+def test_a_conversation_kept_in_another_order_is_gone_on_from_in_this_one() -> None:
+    kept = [message for items in ([call(1)], [USER], [output(1)]) for message in gone_on(Turns(), items).messages]
+    old = Job("job_default_" + "a" * 32, "default", "t", "chat", "m", {"messages": kept}, dialect="responses")
+    assert roles(conversation(old, result_of({"content": "A"}))) == ["c1", "c1", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("items", "fault"),
+    [
+        ([call(1), output(1), call(1)], "No tool output found for function call c1."),
+        ([call(1), output(1), call(1), USER, said("A")], "No tool output found for function call c1."),
+        ([call(1), call(1), output(1)], "No tool output found for function call c1."),
+        ([call(1), output(1), output(1)], "No tool call found for function call output with call_id c1."),
+    ],
+)
+def test_each_call_of_an_id_that_comes_again_needs_its_own_output(items: list[JsonObject], fault: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        check_calls(turns_of(items).messages)
+    assert caught.value.failure.message == fault
+    check_calls(turns_of([call(1), output(1), call(1), output(1), call(2), call(2), output(2), output(2)]).messages)
+
+
+def test_a_page_of_items_makes_only_those_that_it_shows() -> None:
+    unshowable: JsonObject = {"role": "user", "content": [{"type": "image_url"}]}
+    messages = [unshowable, *({"role": "user", "content": f"n{number}"} for number in range(4))]
+    job = replace(job_of(turns_of("hi"), "a"), body={"messages": messages})
+
+    def page(most: int, after: int | None = None, *, descending: bool = True) -> tuple[list[str], bool]:
+        start = None if after is None else f"msg_{'a' * 32}_in{after}"
+        found = orjson.loads(items_page(job, most, descending=descending, after=start))
+        ids = [item["id"] for item in found["data"]]
+        assert [found["first_id"], found["last_id"]] == ([ids[0], ids[-1]] if ids else ["", ""])
+        return [item["content"][0]["text"] for item in found["data"]], found["has_more"]
+
+    assert page(2) == (["n3", "n2"], True)
+    assert page(2, after=3) == (["n1", "n0"], True)
+    assert page(9, after=0, descending=False) == (["n0", "n1", "n2", "n3"], False)
+    assert page(3, after=0) == ([], False)
+    with pytest.raises(KeyError):
+        page(5)
+    with pytest.raises(BadRequest, match="no such item"):
+        page(1, after=9)
 
 
 # --- any list of items ------------------------------------------------------------------------------------------------

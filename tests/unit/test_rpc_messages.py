@@ -17,7 +17,7 @@ from gateway.rpc.codes import DETAILS, MOST_MESSAGE_CHARACTERS, message_of, stat
 from gateway.rpc.headrace.v1 import inference_pb2 as pb
 from gateway.rpc.reading import chat_of, options_of, prompt_of, submission_of
 from gateway.rpc.shape import EventShape
-from gateway.rpc.writing import chunk_of, completion_of, job_of, usage_of, words_of
+from gateway.rpc.writing import chunk_of, completion_of, job_of, text_of, usage_of, words_of
 
 BIG = 2**53 + 1
 
@@ -109,6 +109,40 @@ def test_a_request_that_contradicts_itself_is_refused_by_the_fields_name(given: 
     with pytest.raises(BadRequest) as refused:
         chat_of(given)
     assert refused.value.failure.param == param
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        (pb.SubmitJobRequest(chat=pb.ChatRequest(model="m", messages=[user()], extra_json=b"[")), "extra_json"),
+        (
+            pb.SubmitJobRequest(chat=pb.ChatRequest(model="m", messages=[user(), user(extra_json=b"[1")])),
+            "messages[1].extra_json",
+        ),
+        (
+            pb.SubmitJobRequest(
+                chat=pb.ChatRequest(
+                    model="m", messages=[pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(extra_json=b"{")])]
+                )
+            ),
+            "messages[0].tool_calls[0].extra_json",
+        ),
+        (pb.SubmitJobRequest(embeddings_json=b"{"), "embeddings_json"),
+        (pb.SubmitJobRequest(prompt=pb.Prompt(text="x"), metadata_json=b"\xff"), "metadata_json"),
+    ],
+)
+def test_a_json_piece_that_is_none_is_refused_by_its_place(given: pb.SubmitJobRequest, place: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        submission_of(given, [], default_model="first")
+    failure = refused.value.failure
+    assert (failure.code, failure.param) == ("invalid_json", place)
+    assert failure.message.startswith(f"{place}: is not valid JSON: ")
+
+
+def test_what_a_json_piece_itself_lacks_is_told_by_its_own_name() -> None:
+    with pytest.raises(BadRequest) as refused:
+        submission_of(pb.SubmitJobRequest(embeddings_json=b'{"model":"m"}'), [], default_model=None)
+    assert refused.value.failure.param == "input"
 
 
 def test_many_json_pieces_hold_no_more_than_one_body_may() -> None:
@@ -234,6 +268,13 @@ def test_a_value_of_another_kind_than_its_field_is_left_as_it_came(delta: Any, l
     assert rebuilt(choice.delta) == left
 
 
+def test_null_is_no_value_that_travels_as_json() -> None:
+    raw = b'{"choices":[{"index":0,"delta":{"x":null},"logprobs":null,"seen":[null]}],"usage":null}'
+    chunk = chunk_of(raw)
+    [choice] = chunk.choices
+    assert (chunk.extra_json, choice.delta.extra_json, choice.extra_json) == (b"", b"", b'{"seen":[null]}')
+
+
 def test_an_empty_word_is_not_no_word() -> None:
     [choice] = chunk_of(b'{"choices":[{"index":0,"delta":{"content":""}}]}').choices
     assert choice.delta.HasField("content")
@@ -298,6 +339,17 @@ def test_a_plain_prompts_reader_gets_words_resets_and_the_end() -> None:
         ("2-0", "", True, ""),
         ("2-9", "", False, "stop"),
     ]
+
+
+def test_a_plain_prompts_reader_gets_the_words_of_a_model_that_declines() -> None:
+    job = Job("job_default_" + "a" * 32, "default", "t", "/v1/chat/completions", "m", {})
+    said = b'{"choices":[{"index":0,"message":{"content":null,"refusal":"I will not."},"finish_reason":"stop"}]}'
+    assert text_of(completion_of(job, 0, said)).text == "I will not."
+    pieces = [
+        pb.JobEvent(position="1-1", chunk=chunk_of(b'{"choices":[{"index":0,"delta":{"%b":"no"}}]}' % name))
+        for name in (b"content", b"refusal")
+    ]
+    assert [one.text for one in words_of(pieces)] == ["nono"]
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from common.config import Backend, Kind
+from common.servers import Backend, Kind
 from scheduler.prober import CHECKS, check_of, judge, key_headers
 
 

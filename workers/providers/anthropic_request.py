@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
-from common.contracts import JsonObject
+from common.contracts import UNTITLED, JsonObject
 from common.errors import UpstreamUnsupported
 from common.thoughts import Thought, in_order, thoughts_of
 from workers.providers.base import Call
@@ -17,16 +18,17 @@ from workers.providers.shapes import (
     cache_mark,
     choice_of,
     common_refusals,
+    conversation_of,
     limit_of,
     media_of,
     merged,
-    messages_of,
     refuse,
     schema_of,
     stops_of,
     text_of,
     tools_of,
 )
+from workers.providers.turns import digest
 from workers.providers.wire import is_object
 
 # The API wants a limit always; this is what a caller who names none gets, unless `options.max_tokens` says more.
@@ -34,6 +36,8 @@ DEFAULT_MAX_TOKENS: Final = 4_096
 LEAST_BUDGET: Final = 1_024
 _BUDGETS: Final = {"minimal": 1_024, "low": 2_048, "medium": 8_192, "high": 16_384, "xhigh": 32_768, "max": 32_768}
 _EFFORTS: Final = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
+_OF_TOOLS: Final = ("description", "strict", "input_examples")
+_ID: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _JSON_ONLY: Final = "Answer with one JSON object and nothing else."
 
 
@@ -41,7 +45,7 @@ def to_wire(call: Call) -> JsonObject:
     """The body for `/v1/messages`. Raises UpstreamRefused for what that API can't do."""
     body = body_of(call)
     refuse("Anthropic's API", {"n": body.get("n") not in (None, 1), **common_refusals(body)})
-    messages = list(messages_of(body))
+    messages = conversation_of(body)
     wire: JsonObject = {
         "model": call.model,
         "messages": _turns(messages),
@@ -156,7 +160,8 @@ def _said(message: Message) -> list[JsonObject]:
     blocks = [block for part in message.parts for block in _blocks(part, message.place)]
     if message.role == "tool":
         failed = {"is_error": True} if message.failed else {}
-        result = {"type": "tool_result", "tool_use_id": str(message.whole.get("tool_call_id") or ""), "content": blocks}
+        called = _id_of(str(message.whole.get("tool_call_id") or ""))
+        result = {"type": "tool_result", "tool_use_id": called, "content": blocks}
         return [{**result, **failed, **cache_mark(message.whole)}]
     thoughts = _thoughts(message)
     return _in_order(thoughts, message) if thoughts else [*blocks, *map(_called, message.calls)]
@@ -208,7 +213,13 @@ def _piece(part: JsonObject, start: int, end: int) -> JsonObject:
 
 
 def _called(call: CalledTool) -> JsonObject:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments, **cache_mark(call.whole)}
+    call_id, mark = _id_of(call.id), cache_mark(call.whole)
+    return {"type": "tool_use", "id": call_id, "name": call.name, "input": call.arguments, **mark}
+
+
+def _id_of(given: str) -> str:
+    """A call's id as this API takes it: others have colons and dots in theirs."""
+    return given if _ID.fullmatch(given) else f"toolu_{digest(given, 24)}"
 
 
 def _thoughts(message: Message) -> list[Thought]:
@@ -235,10 +246,10 @@ def _blocks(part: JsonObject, place: str) -> Iterator[JsonObject]:
 
 
 def _title(part: JsonObject) -> JsonObject:
-    """A file's name, which the model is shown."""
+    """A file's name, which the model is shown; none where the gateway had to name it."""
     file = part.get("file")
     name = file.get("filename") if is_object(file) else None
-    return {"title": name} if isinstance(name, str) and name else {}
+    return {"title": name} if isinstance(name, str) and name not in ("", UNTITLED) else {}
 
 
 def _tools(body: JsonObject) -> JsonObject:
@@ -255,5 +266,5 @@ def _tools(body: JsonObject) -> JsonObject:
 
 def _tool(function: JsonObject) -> JsonObject:
     tool: JsonObject = {"name": function["name"], "input_schema": {"type": "object", **function["parameters"]}}
-    kept = {key: function[key] for key in ("description", "strict") if function.get(key) is not None}
+    kept = {key: function[key] for key in _OF_TOOLS if function.get(key) is not None}
     return {**tool, **kept, **cache_mark(function)}

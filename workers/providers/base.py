@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from common.config import Backend
 from common.contracts import Chunk, JsonObject, Priority, Usage
+from common.servers import Backend
 
 
 @dataclass(frozen=True, slots=True)

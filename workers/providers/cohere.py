@@ -313,7 +313,9 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str], *, secrets: I
         told = json_object(body).get("message")
     except UpstreamProtocolError:
         told = None
-    return refusal(status, told, secrets=secrets, retry_after_s=retry_after_s(headers))
+    # 498: a word of the prompt is on its list of those that are not let through.
+    code = "content_filter" if status == 498 else ""
+    return refusal(status, told, secrets=secrets, code=code, retry_after_s=retry_after_s(headers))
 
 
 # --- 4. the exchange -------------------------------------------------------------------------------------------------

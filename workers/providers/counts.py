@@ -19,8 +19,8 @@ class Counts:
 
     @property
     def usage(self) -> Usage | None:
-        """The usage, where both are known."""
-        if self.prompt is None or self.made is None:
+        """The usage, where both are known. No prompt has 0 tokens: who says so has not counted."""
+        if not self.prompt or self.made is None:
             return None
         return Usage(self.prompt, self.made, self.details)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets as randomness
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Final
 
@@ -19,20 +18,30 @@ from common.errors import (
     UpstreamCredentials,
     UpstreamError,
     UpstreamProtocolError,
+    UpstreamRefused,
     UpstreamUnsupported,
 )
 from workers.providers.base import Call, Embedded
 from workers.providers.counts import NOTHING_TOLD, Counts, count, told_in
 from workers.providers.gemini_request import path_of, to_embedding_wire, to_wire
 from workers.providers.shapes import CHAT, delta_choice, tool_delta
-from workers.providers.upstream import is_json, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
+from workers.providers.upstream import (
+    is_json,
+    next_read,
+    opened,
+    read_all,
+    reads,
+    refusal,
+    retry_after_s,
+    secrets_of,
+    words,
+)
 from workers.providers.vectors import in_parts, pack
 from workers.providers.wire import DONE, SseDecoder, is_list, is_object, json_object
 
 MOST_TEXTS: Final = 100
-# The stream has no last word, and older models call each of its pieces finished: only the body's end is the end.
-# So long may a finished answer leave its body open before it is taken for whole.
-SETTLE_S: Final = 1.0
+# A picture comes in one line.
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 # --- 1. our shapes to theirs: `gemini_request.py` --------------------------------------------------------------------
 
@@ -54,11 +63,12 @@ _BROKEN: Final = ("MALFORMED_", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS", "
 class Progress:
     """How far an answer has come: each candidate's role, calls and end, and the tokens last told."""
 
-    __slots__ = ("_called", "_counts", "_ended", "_wanted")
+    __slots__ = ("_called", "_counts", "_drawn", "_ended", "_wanted")
 
     def __init__(self, wanted: int = 1) -> None:
         self._wanted = wanted
         self._called: dict[int, int] = {}  # the candidates begun, and how many tools each has called
+        self._drawn: dict[int, int] = {}  # by candidate, its pictures
         self._ended: dict[int, str] = {}
         self._counts = NOTHING_TOLD
 
@@ -99,15 +109,29 @@ class Progress:
         parts = content.get("parts") if is_object(content) else None
         delta: JsonObject = {}
         calls: list[JsonObject] = []
+        images: list[JsonObject] = []
         for part in parts if is_list(parts) else []:
             if not is_object(part):
                 raise UpstreamProtocolError("The model's server sent a part that is not an object.")
             if part.get("functionCall") is not None:
                 calls.append(_call(self._called.get(index, 0) + len(calls), part))
+            elif part.get("inlineData") is not None:
+                images += self._images(index, part)
             elif part.get("text"):
                 name = "reasoning_content" if part.get("thought") else "content"
                 delta[name] = delta.get(name, "") + _text(part["text"])
-        return {**delta, "tool_calls": calls} if calls else delta
+        return delta | ({"images": images} if images else {}) | ({"tool_calls": calls} if calls else {})
+
+    def _images(self, index: int, part: JsonObject) -> Iterator[JsonObject]:
+        """The part's picture, as OpenRouter's answers have it; none where it is only a thought."""
+        if not part.get("thought"):
+            number = self._drawn[index] = self._drawn.get(index, -1) + 1
+            yield {
+                "type": "image_url",
+                "index": number,
+                "image_url": {"url": _data_url(part["inlineData"])},
+                **_signed(part),
+            }
 
     def last(self) -> Chunk:
         """The chunk that ends the answer. Raises UpstreamProtocolError where it broke off, and what ended it badly."""
@@ -134,9 +158,22 @@ def _call(number: int, part: JsonObject) -> JsonObject:
         raise UpstreamProtocolError("The model's server sent a tool call without a function.")
     called = function.get("id") or f"call_{randomness.token_hex(12)}"
     delta = tool_delta(number, str(called), function["name"], orjson.dumps(function.get("args") or {}).decode())
+    return {**delta, **_signed(part)}
+
+
+def _signed(part: JsonObject) -> JsonObject:
+    """A part's signature, as Google's own OpenAI dialect has it: clients which give it back there do so here."""
     signature = part.get("thoughtSignature")
-    # As Google's own OpenAI dialect has it, so that clients which give it back there do so here.
-    return {**delta, "extra_content": {"google": {"thought_signature": signature}}} if signature else delta
+    return {"extra_content": {"google": {"thought_signature": signature}}} if signature else {}
+
+
+def _data_url(inline: Any) -> str:
+    kind, data = (inline.get(key) if is_object(inline) else None for key in ("mimeType", "data"))
+    if not isinstance(kind, str) or not isinstance(data, str):
+        raise UpstreamProtocolError("The model's server sent data without its type or its bytes.")
+    if not kind.startswith("image/"):
+        raise UpstreamRefused(f"The model answered with {kind[:40]!r}, which has no place in an answer here.")
+    return f"data:{kind};base64,{data}"
 
 
 def _text(text: Any) -> str:
@@ -246,8 +283,9 @@ class GeminiProvider:
             if not call.stream or is_json(answer):
                 yield from_body(_event(await read_all(answer), call), wanted)
                 return
-            progress, decoder, rest = Progress(wanted), SseDecoder(), reads(answer)
-            while raw := await _read(rest, SETTLE_S if progress.done else None):
+            progress, decoder, rest = Progress(wanted), SseDecoder(MAX_LINE_BYTES), reads(answer)
+            # No last word is said, and older models call each piece finished: only the body's end is the end.
+            while raw := await next_read(rest, settled=progress.done):
                 for payload in decoder.feed(raw):
                     if payload != DONE and (chunk := progress.next(_event(payload, call))) is not None:
                         yield chunk
@@ -261,15 +299,6 @@ class GeminiProvider:
         path, body = path_of(call.model, "batchEmbedContents"), to_embedding_wire(call, texts)
         async with opened(self._client, call, path, body=body, to_error=to_error, headers_of=headers_of) as answer:
             return from_embeddings(_event(await read_all(answer), call))
-
-
-async def _read(rest: AsyncIterator[bytes], limit_s: float | None) -> bytes:
-    """The body's next bytes; none at its end, or where none come in time."""
-    try:
-        async with asyncio.timeout(limit_s):
-            return await anext(rest, b"")
-    except TimeoutError:
-        return b""
 
 
 def _event(raw: bytes, call: Call) -> JsonObject:

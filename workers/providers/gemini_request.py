@@ -5,10 +5,9 @@ from __future__ import annotations
 import mimetypes
 import re
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Any, Final
 from urllib.parse import quote
-
-import orjson
 
 from common.contracts import JsonObject
 from workers.providers.base import Call
@@ -19,17 +18,18 @@ from workers.providers.shapes import (
     body_of,
     choice_of,
     common_refusals,
+    conversation_of,
     few_stops_of,
     limit_of,
     media_of,
     merged,
-    messages_of,
     refuse,
     schema_of,
     text_of,
     tools_of,
 )
-from workers.providers.wire import is_object
+from workers.providers.turns import in_call_order
+from workers.providers.wire import is_list, is_object, value_in
 
 _RENAMED: Final = {
     **{"temperature": "temperature", "seed": "seed", "top_p": "topP", "top_k": "topK", "n": "candidateCount"},
@@ -58,8 +58,9 @@ def to_wire(call: Call) -> JsonObject:
     """The body for `generateContent`. Raises UpstreamRefused for what that API can't do."""
     body = body_of(call)
     several = body.get("n", 1)
-    refuse("Gemini's API", {"n": type(several) is not int or several < 1, **common_refusals(body)})
-    messages = list(messages_of(body))
+    asked = {"n": type(several) is not int or several < 1, **common_refusals(body)}
+    refuse("Gemini's API", {**asked, "modalities": _modalities(body) is None})
+    messages = conversation_of(body)
     newer = _generation(call.model, 0) >= 3
     wire: JsonObject = {"contents": _contents(messages, signed=newer)}
     if system := [part for m in messages if m.role in SYSTEM_ROLES for part in _system(m)]:
@@ -71,6 +72,14 @@ def to_wire(call: Call) -> JsonObject:
     return {**wire, **_tools(body)}
 
 
+def _modalities(body: JsonObject) -> list[str] | None:
+    """What the answer may be made of, none where that was not said; None where it is beyond what a chat can hold."""
+    wanted: Any = body.get("modalities") or []
+    if not is_list(wanted) or not all(one in ("text", "image") for one in wanted):
+        return None
+    return [one.upper() for one in wanted]
+
+
 def _generation(model: str, unknown: float) -> float:
     found = _GENERATION.search(model)
     return float(found[1]) if found else unknown
@@ -79,6 +88,8 @@ def _generation(model: str, unknown: float) -> float:
 def _config(body: JsonObject, model: str) -> JsonObject:
     told = {theirs: body.get(ours) for ours, theirs in _RENAMED.items()}
     told |= {"maxOutputTokens": limit_of(body), "stopSequences": few_stops_of("Gemini's API", body) or None}
+    if "IMAGE" in (modalities := _modalities(body) or ()):
+        told["responseModalities"] = modalities
     schema = schema_of(body)
     if schema is not None:
         told |= {"responseMimeType": "application/json", "responseJsonSchema": schema or None}
@@ -108,7 +119,7 @@ def _system(message: Message) -> list[JsonObject]:
 
 def _contents(messages: list[Message], *, signed: bool) -> list[JsonObject]:
     names: dict[str, str] = {}  # of the tools called so far, by the call's id: results are matched by name
-    turns = merged(_turns(messages, names, signed=signed))
+    turns = merged(_turns(in_call_order(messages, attrgetter("whole")), names, signed=signed))
     return [{"role": role, "parts": parts} for role, parts in turns]
 
 
@@ -122,33 +133,49 @@ def _turns(messages: list[Message], names: dict[str, str], *, signed: bool) -> I
         parts = [made for number, part in enumerate(message.parts) for made in _part(part, message.place, number)]
         names |= {call.id: call.name for call in message.calls}
         calls = [_called(call, signed=signed and not number) for number, call in enumerate(message.calls)]
-        yield ("model" if message.role == "assistant" else "user"), [*parts, *calls]
+        if message.role == "assistant":
+            yield "model", [*parts, *_drawn(message), *calls]
+        else:
+            yield "user", parts
+
+
+def _drawn(message: Message) -> Iterator[JsonObject]:
+    """The pictures that the model made earlier, where its caller kept them in the answer's own words."""
+    images = message.whole.get("images")
+    for image in images if is_list(images) else []:
+        inner = image.get("image_url") if is_object(image) else None
+        if is_object(inner) and str(inner.get("url")).startswith("data:"):
+            [part] = _part({"type": "image_url", "image_url": inner}, f"{message.place}.images", 0)
+            yield {**part, **_signature(image)}
 
 
 def _result(message: Message, names: Mapping[str, str]) -> JsonObject:
     text, called = text_of(message), str(message.whole.get("tool_call_id") or "")
     name = message.whole.get("name") or names.get(called) or "unknown"
     response = {"error": text} if message.failed else _response(text)
-    return {"functionResponse": {"name": name, "response": response}}
+    known = {"id": called} if called in names else {}
+    return {"functionResponse": {"name": name, "response": response, **known}}
 
 
 def _response(text: str) -> JsonObject:
-    try:
-        response = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        response = text
-    return response if is_object(response) else {"result": response}
+    response = value_in(text)
+    return response if is_object(response) else {"result": text if response is None else response}
 
 
 def _called(call: CalledTool, *, signed: bool) -> JsonObject:
     """A call made earlier. `signed`: newer models want its signature back, on the first call of a turn."""
-    part: JsonObject = {"functionCall": {"name": call.name, "args": call.arguments}}
-    extra = call.whole.get("extra_content")
+    named = {"id": call.id} if call.id else {}
+    unsigned = {"thoughtSignature": _UNSIGNED} if signed else {}
+    function = {"name": call.name, "args": call.arguments, **named}
+    return {"functionCall": function, **(_signature(call.whole) or unsigned)}
+
+
+def _signature(given: JsonObject) -> JsonObject:
+    """The signature that came with what is given back; nothing where it is lost."""
+    extra = given.get("extra_content")
     google = extra.get("google") if is_object(extra) else None
     signature = google.get("thought_signature") if is_object(google) else None
-    if isinstance(signature, str) and signature:
-        return {**part, "thoughtSignature": signature}
-    return {**part, "thoughtSignature": _UNSIGNED} if signed else part
+    return {"thoughtSignature": signature} if isinstance(signature, str) and signature else {}
 
 
 def _part(part: JsonObject, place: str, number: int) -> Iterator[JsonObject]:

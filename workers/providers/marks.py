@@ -9,8 +9,8 @@ from common.contracts import JsonObject
 from common.thoughts import BLOCKS, PROOF
 from workers.providers.wire import is_list, is_object
 
-# Anthropic's: where a cache may end, that a tool failed, what proves its thoughts to be its own.
-_ANTHROPICS: Final = frozenset({"cache_control", "is_error", PROOF, BLOCKS})
+# Anthropic's: where a cache may end, that a tool failed, what a tool may be given, what proves its thoughts its own.
+_ANTHROPICS: Final = frozenset({"cache_control", "is_error", "input_examples", PROOF, BLOCKS})
 # What OpenAI's schema names; a strict server answers 400 to anything else.
 _MESSAGE: Final = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "refusal", "audio"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets as randomness
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, ClassVar, Final
 
 import httpx
@@ -16,6 +17,7 @@ from workers.providers.counts import Counts, count, told_in
 from workers.providers.logprobs import is_logprob
 from workers.providers.marks import cleaned, failed_text, unmarked
 from workers.providers.shapes import common_refusals, refuse
+from workers.providers.turns import in_call_order
 from workers.providers.upstream import drain, opened, read_all, reads, refusal, retry_after_s, secrets_of, words
 from workers.providers.vectors import checked, inputs_of, pack
 from workers.providers.wire import JsonLineDecoder, is_list, is_object, json_object
@@ -121,7 +123,8 @@ def _messages(messages: Any) -> list[JsonObject]:
     if not is_list(messages):
         raise UpstreamRefused("An array is expected.", param="messages")
     names: dict[str, str] = {}  # of the tools called so far, by the call's id: Ollama matches results by name
-    return [_message(message, f"messages[{number}]", names) for number, message in enumerate(messages)]
+    placed = [(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    return [_message(message, place, names) for message, place in in_call_order(placed, itemgetter(0))]
 
 
 def _message(message: Any, place: str, names: dict[str, str]) -> JsonObject:

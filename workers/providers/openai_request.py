@@ -50,12 +50,14 @@ def to_open_wire(call: Call) -> JsonObject:
 
 # How numbers are written is between us and the server, whatever the caller wants to get.
 _EMBEDDING_FIELDS: Final = frozenset({"input", "dimensions", "user"})
+_OF_CHATS: Final = KNOWN_FIELDS - _EMBEDDING_FIELDS
 _LAYOUT: Final = frozenset({"encoding_format", "embed_dtype", "endianness"})
 
 
 def to_embedding_wire(call: Call) -> JsonObject:
-    """The body of a request for embeddings, for a strict server: known fields only."""
-    return _asking_vectors({key: value for key, value in call.body.items() if key in _EMBEDDING_FIELDS}, call)
+    """The body of a request for embeddings, for a strict server: known fields, and those that `options.pass` names."""
+    known = _EMBEDDING_FIELDS.union(call.backend.options.get("pass") or ()) - _FORBIDDEN - _LAYOUT
+    return _asking_vectors({key: value for key, value in call.body.items() if key in known}, call)
 
 
 def to_open_embedding_wire(call: Call) -> JsonObject:
@@ -68,7 +70,12 @@ def to_open_embedding_wire(call: Call) -> JsonObject:
 def _asking_vectors(body: JsonObject, call: Call) -> JsonObject:
     kept = {key: value for key, value in body.items() if value is not None}
     # A quarter of the bytes of written numbers, and no parsing of them; who knows only numbers sends those.
-    return {**kept, "model": call.model, "encoding_format": "base64"}
+    wire = {**kept, "model": call.model, "encoding_format": "base64"}
+    if not (options := call.backend.options):
+        return wire
+    # A server of both may be set to think less or to vary little, which has no meaning here and would be refused.
+    preset: JsonObject = options.get("set") or {}
+    return adapted(wire, {**options, "set": {key: value for key, value in preset.items() if key not in _OF_CHATS}})
 
 
 def _asking(body: JsonObject, call: Call) -> JsonObject:

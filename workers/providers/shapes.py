@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
-
-import orjson
 
 from common.contracts import JsonObject
 from common.errors import UpstreamRefused, UpstreamUnsupported
 from workers.providers.base import Call
-from workers.providers.wire import is_list, is_object
+from workers.providers.turns import with_ids_of
+from workers.providers.wire import MOST_LEVELS, is_list, is_object, value_in
 
 CHAT: Final = "/v1/chat/completions"
 SYSTEM_ROLES: Final = ("system", "developer")
@@ -73,7 +72,7 @@ def adapted(body: JsonObject, options: Mapping[str, Any]) -> JsonObject:
     """The body for a server that differs from OpenAI's in what its backend's `options` name.
 
     `roles` and `rename` map names of ours to the server's, `drop` names fields not to send, `set` has fields to send
-    where the caller gave none.
+    where the caller gave none, `tool_ids` says of how many letters and digits ids of calls are.
     """
     renamed = _names(options.get("rename"))
     dropped = options.get("drop") or ()
@@ -83,6 +82,8 @@ def adapted(body: JsonObject, options: Mapping[str, Any]) -> JsonObject:
             wire.setdefault(renamed.get(key, key), value)
     if (roles := _names(options.get("roles"))) and is_list(messages := wire.get("messages")):
         wire["messages"] = [_in_role(message, roles) for message in messages]
+    if (characters := options.get("tool_ids")) and is_list(messages := wire.get("messages")):
+        wire["messages"] = with_ids_of(characters, messages)
     return {**_names(options.get("set")), **wire}
 
 
@@ -153,6 +154,19 @@ def messages_of(body: JsonObject) -> Iterator[Message]:
             raise UpstreamRefused("An object with a role is expected.", param=place)
         parts, calls = _parts(message, place), _calls(message.get("tool_calls"), f"{place}.tool_calls")
         yield Message(_ROLES.get(role, role), parts, calls, place, message)
+
+
+def conversation_of(body: JsonObject) -> list[Message]:
+    """The messages, for APIs that keep the system's text apart and answer a user's alone. Raises UpstreamRefused.
+
+    Where there is nothing else, that text is the user's: OpenAI's clients get an answer to it.
+    """
+    messages = list(messages_of(body))
+    if any(message.role not in SYSTEM_ROLES for message in messages):
+        return messages
+    for message in messages:
+        text_of(message)
+    return [replace(message, role="user") for message in messages]
 
 
 def cache_mark(marked: JsonObject) -> JsonObject:
@@ -226,12 +240,10 @@ def _call(call: Any, place: str) -> CalledTool:
     function = _function_of(call, place)
     if not is_object(call) or not is_object(function) or not isinstance(function.get("name"), str):
         raise UpstreamRefused("A tool call with a function is expected.", param=place)
-    try:
-        arguments = orjson.loads(str(function.get("arguments") or "{}"))
-    except orjson.JSONDecodeError:
-        arguments = None
+    arguments = value_in(str(function.get("arguments") or "{}"))
     if not is_object(arguments):
-        raise UpstreamRefused("A tool call's arguments must be a JSON object.", param=place)
+        text = f"A tool call's arguments must be a JSON object of at most {MOST_LEVELS} levels."
+        raise UpstreamRefused(text, param=place)
     return CalledTool(str(call.get("id") or ""), function["name"], arguments, call)
 
 
@@ -305,7 +317,10 @@ def schema_of(body: JsonObject) -> JsonObject | None:
 
 
 def merged(turns: Iterator[tuple[str, list[JsonObject]]]) -> list[tuple[str, list[JsonObject]]]:
-    """The turns with neighbours of one role made one, and without those that say nothing."""
+    """The turns with neighbours of one role made one, and without those that say nothing.
+
+    Raises UpstreamUnsupported where none is left.
+    """
     together: list[tuple[str, list[JsonObject]]] = []
     for role, pieces in turns:
         if not pieces:
@@ -314,6 +329,8 @@ def merged(turns: Iterator[tuple[str, list[JsonObject]]]) -> list[tuple[str, lis
             together[-1][1].extend(pieces)
         else:
             together.append((role, list(pieces)))
+    if not together:
+        raise UpstreamUnsupported("At least one message must say something.", param="messages")
     return together
 
 

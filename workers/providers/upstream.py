@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import httpx
 import orjson
@@ -29,13 +30,15 @@ from common.errors import (
 )
 from workers.providers.base import Call
 from workers.providers.phrases import filtered, no_money, too_long
-from workers.providers.scrub import MAX_RAW_CHARACTERS, prompt_texts, safe
+from workers.providers.scrub import MAX_RAW_CHARACTERS, Secrets, safe
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 MAX_RETRY_AFTER_S: Final = 3_600.0
 # How long a finished answer may take to end its HTTP body before its connection is given up instead of kept.
 DRAIN_S: Final = 0.1
+# How long an answer that misses nothing but its last word may leave its body open before it is taken for whole.
+SETTLE_S: Final = 1.0
 
 
 def bearer(call: Call) -> dict[str, str]:
@@ -101,6 +104,17 @@ def reads(response: httpx.Response) -> AsyncIterator[bytes]:
     return aiter(response.stream)
 
 
+async def next_read(rest: AsyncIterator[bytes], *, settled: bool) -> bytes:
+    """The body's next bytes; none at its end, nor where a `settled` answer, which misses nothing, is left open."""
+    if not settled:
+        return await anext(rest, b"")
+    try:
+        async with asyncio.timeout(SETTLE_S):
+            return await anext(rest, b"")
+    except TimeoutError:
+        return b""
+
+
 async def drain(rest: AsyncIterator[bytes]) -> None:
     """Reads a finished answer's last bytes, so that its connection can be used again; gives up after DRAIN_S."""
     try:
@@ -135,10 +149,18 @@ def _request(client: httpx.AsyncClient, call: Call, path: str, body: JsonObject,
     return client.build_request(
         "POST",
         _url(call.backend.url, path),
-        content=orjson.dumps(body),
+        content=_written(body),
         headers=headers,
         extensions={"timeout": _limits_s(call)},
     )
+
+
+def _written(body: JsonObject) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # It was read, and what reads goes deeper than what writes.
+        raise UpstreamRefused("The request is nested too deeply.") from None
 
 
 @lru_cache(maxsize=1024)
@@ -153,12 +175,13 @@ def _limits_s(call: Call) -> dict[str, float]:
     return {"connect": connect_s, "read": read_s, "write": call.timeout_s, "pool": connect_s, "total": call.timeout_s}
 
 
-def secrets_of(call: Call) -> Iterator[str]:
+def secrets_of(call: Call) -> Secrets:
     """What must not come back in an error: the key, the address, the prompt."""
-    if call.api_key:
-        yield call.api_key
-    yield call.backend.url
-    yield from sorted(set(prompt_texts(call.body)), key=len, reverse=True)
+    url = urlsplit(call.backend.url)
+    host = url.netloc.rpartition("@")[2]
+    # A host's name without a dot, as `vllm`, may as well be another thing's.
+    hosts = (name for name in (host, url.hostname or "") if "." in name or ":" in name)
+    return Secrets(tuple(one for one in (call.api_key, call.backend.url, *hosts, url.password) if one), call.body)
 
 
 # --- foreign errors, translated once ---------------------------------------------------------------------------------

@@ -160,8 +160,8 @@ def client(_shared: Fleet, upstream: Upstream) -> Iterator[httpx.Client]:
         _shared.redis.command("DEL", name)
     with _shared.client(0) as one:
         yield one
-    for name, member in _shared.members.items():
-        assert member.runs and "Traceback" not in member.log(), f"{name}:\n{member.log()[-4000:]}"
+    for name, said in _shared.news().items():
+        assert _shared.members[name].runs and "Traceback" not in said, f"{name}:\n{said[-4000:]}"
 
 
 @pytest.fixture

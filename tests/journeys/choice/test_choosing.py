@@ -168,6 +168,11 @@ def test_what_no_target_can_serve_is_refused_before_it_is_queued(
     assert called(fronts.upstream) == []
 
 
+def test_how_long_a_prompt_may_be_is_told_to_anthropics_clients(client: httpx.Client) -> None:
+    told = client.get("/v1/models/small", headers={"anthropic-version": "2023-06-01"}).json()
+    assert (told["max_input_tokens"], told["max_tokens"]) == (4000, 1000)
+
+
 LOOK: Final[Any] = [{"role": "user", "content": PICTURE}]
 
 

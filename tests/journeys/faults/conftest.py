@@ -33,7 +33,7 @@ def _stage_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture
 def stage(_stage_of_all: Stage) -> Iterator[Stage]:
     """The fleet with every member at work and nothing left of earlier tests; afterwards nothing may be left of this."""
-    _stage_of_all.mend()
+    _stage_of_all.mend(cancel=True)
     yield _stage_of_all
     _stage_of_all.mend()
     _stage_of_all.check()

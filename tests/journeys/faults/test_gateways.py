@@ -45,7 +45,14 @@ async def test_what_nobody_resumes_after_a_gateways_death_is_cancelled_unless_it
         tasks = [
             await stage.off(caller.chat(endless, left, stage.fleet.url(0))),
             await stage.off(
-                caller.chat(numbered(400, token_ms=20), kept, stage.fleet.url(0), on_disconnect="continue")
+                # Whether a crowded machine lets a lease lapse meanwhile is not what is asked here.
+                caller.chat(
+                    numbered(400, token_ms=20),
+                    kept,
+                    stage.fleet.url(0),
+                    on_disconnect="continue",
+                    on_interrupt="restart",
+                )
             ),
         ]
         await until(lambda: left.seen >= 3 and kept.seen >= 3, "no tokens came")
@@ -57,7 +64,7 @@ async def test_what_nobody_resumes_after_a_gateways_death_is_cancelled_unless_it
         record = await caller.ended(left.job_id, 40)
         say("a killed gateway's stream that nobody resumed was cancelled after", killed_s)
         other = await caller.ended(kept.job_id, 40)
-    assert (record["status"], other["status"]) == ("cancelled", "succeeded")
+    assert (record["status"], other["status"], other["error"]) == ("cancelled", "succeeded", None)
     stage.sound(left.job_id, kept.job_id)
 
 
@@ -67,8 +74,8 @@ async def test_a_gateway_told_to_stop_lets_short_streams_end_and_cuts_long_ones_
     short, long = Journal(tokens=20), Journal(tokens=110)
     async with stage.caller() as caller:
         readings = [
-            await stage.off(caller.chat(numbered(20, token_ms=50), short, stage.fleet.url(0))),
             await stage.off(caller.chat(numbered(110, token_ms=50), long, stage.fleet.url(0))),
+            await stage.off(caller.chat(numbered(20, token_ms=20), short, stage.fleet.url(0))),
         ]
         await until(lambda: short.seen >= 3 and long.seen >= 3, "no tokens came")
         told_s = time.monotonic()

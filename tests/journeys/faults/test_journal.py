@@ -17,6 +17,7 @@ import pytest
 from common import keys
 from common.ledger.database import FILE_NAME
 from common.ledger.journal import JournalLedger
+from tests.support.clock import stopwatch
 from tests.support.fleet import Fleet
 from tests.support.history import Journal as Reading
 from tests.support.office import JOBS, Office, background, submit
@@ -25,7 +26,7 @@ from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import EVERY_WRITE_KEPT
 from tests.support.runner import drawn_seed
 from tests.support.runner import until as until_answered
-from tests.support.stage import POOL, say
+from tests.support.stage import HANG_LIMIT_S, POOL, say
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -51,8 +52,8 @@ def office(_office: Office) -> Iterator[Office]:
     _office.mend()
     yield _office
     _office.mend()
-    for name, member in _office.fleet.members.items():
-        assert "Traceback" not in member.log(), f"{name}:\n{member.log()[-6000:]}"
+    for name, said in _office.fleet.news().items():
+        assert "Traceback" not in said, f"{name}:\n{said[-6000:]}"
 
 
 async def _started(office: Office, *job_ids: str) -> None:
@@ -72,7 +73,7 @@ async def test_two_hundred_open_jobs_survive_a_store_that_forgets_everything(off
             await caller.ended(job_id)
         assert await office.ends(ended) == {"succeeded": 5}
         delayed = await submit(caller, numbered(3), delay_ms=3_000)
-        ids = await asyncio.gather(*(submit(caller, numbered(10 + number % 20, token_ms=50)) for number in range(199)))
+        ids = await asyncio.gather(*(_taken(caller, numbered(10 + number % 20, token_ms=50)) for number in range(199)))
         await until(lambda: office.redis.command("HLEN", _holder(office)) > 0, "nothing runs")
         office.redis.command("FLUSHALL")
         lost_s = time.monotonic()
@@ -84,6 +85,16 @@ async def test_two_hundred_open_jobs_survive_a_store_that_forgets_everything(off
         say("everything lost under 200 open jobs: all of them had ended after", lost_s)
     assert Counter(record["status"] for record in records) == {"succeeded": 200}
     assert await office.ends([*ids, delayed, *ended]) == {"succeeded": 205}
+
+
+async def _taken(caller: Caller, body: dict[str, Any]) -> str:
+    """The id of a job accepted by the ledger, now or, where a crowded machine has it refuse, a little later."""
+    while True:
+        try:
+            return await submit(caller, body)
+        except Refused as refused:
+            assert refused.code == "ledger_unavailable", refused
+            await asyncio.sleep(0.1)
 
 
 def _holder(office: Office) -> str:
@@ -142,8 +153,9 @@ async def test_a_job_cancelled_while_the_store_does_not_know_it_never_comes_back
 
 async def test_a_job_whose_time_was_over_when_it_was_found_lost_is_told_so(office: Office) -> None:
     async with office.caller() as caller:
-        job_id = await submit(caller, numbered(3, first_token_ms=60_000), deadline_ms=2_000)
+        # First of all, since nobody may find the job late before it is lost.
         await office.freeze_schedulers()
+        job_id = await submit(caller, numbered(3, first_token_ms=60_000), deadline_ms=2_000)
         office.redis.command("FLUSHALL")
         lost_s = time.monotonic()
         await until(lambda: time.monotonic() - lost_s > 2.1, "time stands still")
@@ -216,37 +228,55 @@ async def test_a_gateway_killed_between_the_ledger_and_the_queue_leaves_a_job_th
         seen = await submit(caller, numbered(1))
         await caller.ended(seen)
         assert await office.ends([seen]) == {"succeeded": 1}
-        # Reading goes on, so the gateway gets as far as the commit; what writes waits.
-        office.redis.command("CLIENT", "PAUSE", 30_000, "WRITE")
-        asking = asyncio.create_task(
-            caller.http.post(office.fleet.url(0) + JOBS, json=background(numbered(3), metadata={"told": False}))
-        )
-        job_id = await _newest_open(office)
-        office.fleet.kill("gateway-0")
-        with pytest.raises(httpx.TransportError):
-            await asking
-        office.redis.command("CLIENT", "UNPAUSE")
+        job_id = await _left_by_a_killed_gateway(office, caller)
         record = await caller.ended(job_id)
     assert (record["status"], record["metadata"]) == ("succeeded", {"told": False})
     assert await office.ends([job_id]) == {"succeeded": 1}
 
 
-async def _newest_open(office: Office) -> str:
-    """The id of an open job, once there is one."""
+async def _left_by_a_killed_gateway(office: Office, caller: Caller) -> str:
+    """The id of a job that the ledger has, and the queue has not, and whose caller heard nothing."""
+    for _ in range(5):
+        before = await _open_ids(office)
+        # Reading goes on, so the gateway gets as far as the commit; what writes waits.
+        office.redis.command("CLIENT", "PAUSE", 30_000, "WRITE")
+        asking = asyncio.create_task(
+            caller.http.post(office.fleet.url(0) + JOBS, json=background(numbered(3), metadata={"told": False}))
+        )
+        (job_id,) = await until_answered(lambda before=before: _newer(office, before))
+        office.fleet.kill("gateway-0")
+        try:
+            await asking
+        except httpx.TransportError:
+            return job_id
+        finally:
+            office.redis.command("CLIENT", "UNPAUSE")
+        # It had given the store up, and answered, before a crowded machine came to kill it.
+        await asyncio.to_thread(office.fleet.start_again, "gateway-0")
+        await caller.ended(job_id)
+    pytest.fail("each gateway answered before it was killed")
+
+
+async def _newer(office: Office, before: set[str]) -> set[str]:
+    return await _open_ids(office) - before
+
+
+async def _open_ids(office: Office) -> set[str]:
     async with office.ledger() as ledger:
-        ids = await until_answered(lambda: ledger.open_ids(POOL, after="", created_by_ms=2**52, most=1))
-        return ids[0]
+        return set(await ledger.open_ids(POOL, after="", created_by_ms=2**52, most=1_000))
 
 
 async def test_a_store_that_freezes_after_the_commit_costs_the_caller_nothing_but_time(office: Office) -> None:
     async with office.caller() as caller:
         office.redis.command("CLIENT", "PAUSE", 30_000, "WRITE")
         began_s = time.monotonic()
-        job_id = await submit(caller, numbered(3))
-        took_s = say("the store took no writes: a job was accepted by the ledger after", began_s)
+        async with stopwatch() as served_s:
+            job_id = await submit(caller, numbered(3))
+            took_s = served_s()
+        say("the store took no writes: a job was accepted by the ledger after", began_s)
         office.redis.command("CLIENT", "UNPAUSE")
         assert (await caller.ended(job_id))["status"] == "succeeded"
-    assert took_s < 2.6
+    assert took_s < HANG_LIMIT_S
     assert await office.ends([job_id]) == {"succeeded": 1}
 
 
@@ -369,9 +399,11 @@ async def test_a_frozen_postgresql_holds_no_caller_for_more_than_two_seconds(
         postgres.freeze()
         try:
             began_s = time.monotonic()
-            with pytest.raises(Refused) as refused:
-                await submit(caller, numbered(2))
-            took_s = say("PostgreSQL frozen: a job was refused after", began_s)
+            async with stopwatch() as served_s:
+                with pytest.raises(Refused) as refused:
+                    await submit(caller, numbered(2))
+                took_s = served_s()
+            say("PostgreSQL frozen: a job was refused after", began_s)
             # What the store knows needs no ledger.
             assert (await caller.job(seen))["status"] == "succeeded"
         finally:
@@ -384,6 +416,5 @@ async def test_a_frozen_postgresql_holds_no_caller_for_more_than_two_seconds(
                 except Refused:
                     await asyncio.sleep(0.1)
         await caller.ended(again)
-    # The promise is 2 s; the rest is for a busy machine.
-    assert (refused.value.status, refused.value.code) == (503, "ledger_unavailable") and took_s < 2.6
+    assert (refused.value.status, refused.value.code) == (503, "ledger_unavailable") and took_s < HANG_LIMIT_S
     assert await office.ends([seen, again]) == {"succeeded": 2}

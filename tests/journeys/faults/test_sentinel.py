@@ -15,19 +15,17 @@ import httpx
 import pytest
 
 from common import keys
+from tests.support.clock import stopwatch
 from tests.support.fleet import Fleet
 from tests.support.history import DONE, Journal
 from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import RedisServer
 from tests.support.sentinel import FailoverGroup
-from tests.support.stage import LEASE_S, POOL, say
+from tests.support.stage import HANG_LIMIT_S, LEASE_S, POOL, RECOVERY_LIMIT_S, say
 
 pytestmark = pytest.mark.timeout(120)
 
-# What is promised of a request, and of the time after an election; the rest is for a busy machine.
-HANG_LIMIT_S: Final = 2.0 + 0.6
-RECOVERY_LIMIT_S: Final = 5.0 + 2.5
-TOLD_LIMIT_S: Final = 20.0
+TOLD_LIMIT_S: Final = 30.0
 # What a reader may be told where a failover took its job, or the tokens that it already has.
 TOLD: Final = {"stream_lost", "stream_expired", "upstream_interrupted", "job_not_found", "not_found"}
 
@@ -78,8 +76,8 @@ def fleet(group: FailoverGroup, _fleet_of_all: Fleet) -> Iterator[Fleet]:
     before = {name: member.pid for name, member in _fleet_of_all.members.items()}
     yield _fleet_of_all
     assert {name: member.pid for name, member in _fleet_of_all.members.items() if member.runs} == before
-    for name, member in _fleet_of_all.members.items():
-        assert "Traceback" not in member.log(), f"{name}:\n{member.log()[-6000:]}"
+    for name, said in _fleet_of_all.news().items():
+        assert "Traceback" not in said, f"{name}:\n{said[-6000:]}"
 
 
 @dataclass
@@ -93,12 +91,12 @@ class Load:
 
     async def go_on(self, caller: Caller, url: str) -> None:
         while not self.over.is_set():
-            began_s = time.monotonic()
-            try:
-                self.acknowledged.append(await caller.submit(numbered(5, token_ms=10), url))
-            except Refused as refused:
-                self.refused[refused.status] += 1
-            self.took_s.append(time.monotonic() - began_s)
+            async with stopwatch() as served_s:
+                try:
+                    self.acknowledged.append(await caller.submit(numbered(5, token_ms=10), url))
+                except Refused as refused:
+                    self.refused[refused.status] += 1
+                self.took_s.append(served_s())
             await asyncio.sleep(0.02)
 
 

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from common import keys
+from tests.support.clock import stopwatch
 from tests.support.history import DONE, Journal
 from tests.support.reader import Caller, Refused, numbered, until
-from tests.support.stage import POOL, Stage, say
+from tests.support.stage import HANG_LIMIT_S, POOL, Stage, say
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -80,8 +81,7 @@ async def test_while_valkey_is_frozen_nothing_hangs_and_gateways_are_alive_but_n
         await _until_taken(caller, back)
         say("Valkey thawed after 4 s: the next answer was whole after", thawed_s)
         await asyncio.gather(*tasks)
-    # The promise is 2 s; the rest is for a busy machine.
-    assert max(took_s) < 2.6
+    assert max(took_s) < HANG_LIMIT_S
     assert [problem for journal in (*journals, back) for problem in journal.problems] == []
     assert {journal.end for journal in journals} <= {DONE, "upstream_interrupted"}
     stage.sound(back.job_id, *(journal.job_id for journal in journals))
@@ -134,7 +134,8 @@ def _submitted(stage: Stage) -> int:
 async def test_a_worker_told_to_stop_while_valkey_is_away_stops_and_its_jobs_are_not_lost(stage: Stage) -> None:
     async with stage.caller() as caller:
         await asyncio.to_thread(stage.fleet.terminate, "worker-1")
-        ids = [await caller.submit(numbered(3, first_token_ms=number)) for number in (500, 30_000)]
+        long = await caller.submit(numbered(3, first_token_ms=30_000))
+        ids = [await caller.submit(numbered(3, first_token_ms=1_500)), long]
         await until(lambda: all(stage.field(job_id, "state") == "running" for job_id in ids), "they did not begin")
         await asyncio.to_thread(stage.redis.kill)
         told_s = time.monotonic()
@@ -156,8 +157,10 @@ async def _post(caller: Caller, path: str, body: dict[str, object]) -> httpx.Res
 async def _ask(name: str, ask: Callable[[], Awaitable[httpx.Response]], due: int) -> float:
     """How long the answer took."""
     began_s = time.monotonic()
-    answer = await ask()
-    took_s = say(f"Valkey frozen: {name} answered {answer.status_code} after", began_s)
+    async with stopwatch() as served_s:
+        answer = await ask()
+        took_s = served_s()
+    say(f"Valkey frozen: {name} answered {answer.status_code} after", began_s)
     assert answer.status_code == due, (name, answer.text)
     return took_s
 
@@ -197,20 +200,22 @@ def _workers(stage: Stage) -> list[bytes]:
 
 
 async def test_a_part_of_a_stream_that_was_lost_is_told_and_never_skipped(stage: Stage) -> None:
-    journal, early, late = Journal(tokens=60), Journal(), Journal()
+    journal, early, late = Journal(), Journal(), Journal()
     async with stage.caller() as caller:
-        reading = await stage.off(caller.chat(numbered(60, token_ms=30), journal))
-        await until(lambda: journal.seen >= 20, "no tokens came")
-        stage.redis.command("XTRIM", keys.stream(POOL, journal.job_id), "MAXLEN", 5)
+        reading = await stage.off(caller.chat(numbered(30, token_ms=40, hang_at=30), journal))
+        # Nothing is on its way: what is trimmed its reader has. An entry may hold several tokens, but not nearly all.
+        await until(lambda: journal.seen == 30, "no tokens came")
+        stage.redis.command("XTRIM", keys.stream(POOL, journal.job_id), "MAXLEN", 1)
         early.job_id = late.job_id = journal.job_id
         await caller.follow(early)
         for event in journal.events[:4]:
             late.take(event)
         await caller.follow(late)
+        await caller.http.post(f"{caller.next_url()}/v1/jobs/{journal.job_id}/cancel")
         await reading
     assert (early.end, early.seen) == ("stream_expired", 0)
     assert (late.end, late.seen) == ("stream_expired", 4)
-    assert (journal.end, journal.problems, early.problems, late.problems) == (DONE, [], [], [])
+    assert (journal.end, journal.problems, early.problems, late.problems) == ("cancelled", [], [], [])
 
 
 async def test_streams_go_on_without_a_scheduler_and_the_next_one_finds_what_was_left(stage: Stage) -> None:

@@ -157,7 +157,12 @@ async def test_a_worker_told_to_stop_lets_its_streams_end_and_takes_nothing_new(
         await asyncio.to_thread(stage.fleet.terminate, "worker-1")
         reading = await stage.off(caller.chat(numbered(40, token_ms=50), journal))
         await until(lambda: journal.seen >= 3, "no tokens came")
+        told = stage.fleet.members["worker-0"].log().count("worker.draining")
         stage.fleet.members["worker-0"].signal(signal.SIGTERM)
+        # A signal is heard when the process gets its turn, and until then it may take a job.
+        await until(
+            lambda: stage.fleet.members["worker-0"].log().count("worker.draining") > told, "it did not hear the signal"
+        )
         waiting = await stage.off(caller.chat(numbered(5), later))
         await reading
         status = await asyncio.to_thread(stage.fleet.members["worker-0"].wait)

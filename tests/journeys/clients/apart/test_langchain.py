@@ -15,6 +15,7 @@ langchain_ollama: Any = pytest.importorskip("langchain_ollama")
 langchain_openai: Any = pytest.importorskip("langchain_openai")
 ollama: Any = pytest.importorskip("ollama")
 openai: Any = pytest.importorskip("openai")
+ContextOverflowError: Any = pytest.importorskip("langchain_core.exceptions").ContextOverflowError
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -150,6 +151,17 @@ def test_refusals_are_the_clients_own_exceptions(surface: str, at: SimpleNamespa
         chat_model(surface, at, key="wrong").invoke("x")
     with pytest.raises(STRANGER[surface]):
         list(chat_model(surface, at, key="wrong").stream("x"))
+
+
+@pytest.mark.parametrize("surface", ["chat", "responses", "anthropic"])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("smollm2", "word " * 10_000), ("echo", script(text="a", error="context_length_exceeded"))],
+    ids=["by our own count", "by the model's server"],
+)
+def test_a_prompt_that_is_too_long_is_known_for_it(surface: str, model: str, words: str, at: SimpleNamespace) -> None:
+    with pytest.raises(ContextOverflowError):
+        chat_model(surface, at, model=model).invoke(words)
 
 
 BROKEN = {
