@@ -65,10 +65,12 @@ class Backend(Row):
 
     @field_validator("api_keys")
     @classmethod
-    def _sendable(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(_SENDABLE.fullmatch(key.get_secret_value()) for key in value):
+    def _sendable(cls, value: tuple[SecretStr, ...], known: ValidationInfo) -> tuple[SecretStr, ...]:
+        # One file may be for several places, of which only some have a key.
+        keys = value if known.data.get("kind") in HOSTED_URLS else tuple(key for key in value if key.get_secret_value())
+        if not all(_SENDABLE.fullmatch(key.get_secret_value()) for key in keys):
             raise ValueError("a key is not empty, and has no blanks, line ends or characters beyond ASCII")
-        return value
+        return keys
 
     @field_validator("options")
     @classmethod
@@ -140,6 +142,7 @@ MAPPINGS: Final[Wanted] = ("a list of mappings", lambda value: _is_list(value) a
 LIST: Final[Wanted] = ("a list", _is_list)
 PATH: Final[Wanted] = ("a text, as '' or '/v3',", lambda value: isinstance(value, str))
 SALT: Final[Wanted] = ("true, false or a secret text", lambda value: isinstance(value, bool) or _is_text(value))
+THINKING: Final = _one_of("adaptive", "budget", "off")
 ANYTHING: Final[Wanted] = ("anything", lambda _: True)
 
 _SPEAKING_OPENAIS: Final[dict[str, Wanted]] = {
@@ -154,7 +157,7 @@ ROWS: Final[dict[str, dict[str, Wanted]]] = {
     "openai": {**_SPEAKING_OPENAIS, "pass": TEXTS},
     "vllm": {**_SPEAKING_OPENAIS, "priority": TRUTH, "cache_salt": SALT},
     "llamacpp": _SPEAKING_OPENAIS,
-    "anthropic": {"drop": TEXTS, "max_tokens": COUNT, "thinking": _one_of("adaptive", "budget", "off")},
+    "anthropic": {"drop": TEXTS, "max_tokens": COUNT, "thinking": THINKING},
     "gemini": {"drop": TEXTS, "safety_settings": MAPPINGS, "task_type": TEXT},
     "cohere": {
         "drop": TEXTS,
@@ -183,13 +186,23 @@ _ELSEWHERE: Final = frozenset(name for kind, row in ROWS.items() if kind not in 
 
 def _checked(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, each one that this kind has. Raises ValueError naming the one that is not, and never its value."""
-    # YAML reads a bare `off` as false.
-    found = {name: "off" if name == "thinking" and value is False else value for name, value in options.items()}
-    for name, value in found.items():
+    found: dict[str, Any] = {}
+    for name, value in options.items():
         wanted = ROWS[kind].get(name) or _unlisted(kind, name)
-        if not wanted[1](value):
-            raise ValueError(f"options.{name}: {wanted[0]} is expected")
+        if value is not None:
+            found[name] = _read(wanted, value)
+            if not wanted[1](found[name]):
+                raise ValueError(f"options.{name}: {wanted[0]} is expected")
     return found
+
+
+def _read(wanted: Wanted, value: Any) -> Any:
+    """The value as it is meant: what comes from a variable is a text, and YAML reads a bare `off` as false."""
+    if isinstance(value, str) and wanted in (COUNT, LENGTH) and value.isascii() and value.isdecimal():
+        return int(value)
+    if wanted is TRUTH and value in ("true", "false"):
+        return value == "true"
+    return "off" if wanted is THINKING and value is False else value
 
 
 def _unlisted(kind: str, name: str) -> Wanted:

@@ -13,12 +13,14 @@ from common.errors import HeadraceError
 from common.ledger.files import File, FileStore
 from gateway.files import pieces
 from gateway.hub import Hub
-from gateway.sending import SEND_TIMEOUT_S, BrokenOff, Sending
+from gateway.sending import BrokenOff, Sending
 
 log = structlog.get_logger(__name__)
 
-# A client is cut that does not take one of these in time: small, so that a slow one is not taken for one that is gone.
+# A client is cut that does not take one of these in time, and what the server has buffered: small pieces and much time,
+# so that one who works on the lines as they come is not taken for one that is gone.
 PIECE_BYTES: Final = 64 * 1024
+SEND_TIMEOUT_S: Final = 300
 
 
 class Download(Sending):

@@ -295,7 +295,8 @@ def _allowed(routes: Sequence[Route], request: Request) -> str:
     fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     blanks = min((len(route.param_convertors) for route in fitting), default=0)
     methods = [route.methods or () for route in fitting if len(route.param_convertors) == blanks]
-    return ", ".join(sorted({name for of_route in methods for name in of_route}))
+    names = {name for of_route in methods for name in of_route}
+    return ", ".join(sorted(names | {"HEAD"} if "GET" in names else names))
 
 
 # Of what OpenAI's clients can ask for and is not there.

@@ -41,9 +41,11 @@ def fits(model: Model, prompt_tokens: int, answer_tokens: int) -> bool:
 def too_long(context: int, prompt_tokens: int, field: str, limit: int | None) -> BadRequest:
     """The refusal of what is longer than a context, in OpenAI's words after those that Anthropic's clients look for."""
     # Where the answer alone is too long, the prompt is not what has to change.
-    answer_alone = limit is not None and limit >= context and not surely_too_long(context, prompt_tokens, None)
+    prompt_alone = surely_too_long(context, prompt_tokens, None)
+    answer_alone = limit is not None and limit >= context and not prompt_alone
     asked_tokens = prompt_tokens + (limit or 0)
-    opening = "" if answer_alone else f"{PROMPT_TOO_LONG}: about {asked_tokens} tokens > {context} maximum. "
+    counted = f"about {prompt_tokens} tokens" + (f" + {limit} {field}" if limit and not prompt_alone else "")
+    opening = "" if answer_alone else f"{PROMPT_TOO_LONG}: {counted} > {context} maximum. "
     asked = f"about {prompt_tokens} in the messages" + (f", {limit} in the completion" if limit else "")
     text = (
         f"{opening}This model's maximum context length is {context} tokens. However, you requested about "

@@ -15,14 +15,14 @@ from common.tokens import likely_tokens, size_bytes, texts_of_message
 class Answer:
     """Gathers chunks; adding one costs the same however long the answer is already.
 
-    `text_bytes` is what of the choices' deltas is text so far, in UTF-8. `prompt_tokens` is an estimate, used only
-    where the upstream tells no usage and nobody here counted.
+    `text_bytes` is what of the choices' deltas is text so far, in UTF-8, `held_bytes` that with pictures and whatever
+    else. `prompt_tokens` is an estimate, used only where the upstream tells no usage and nobody here counted.
     """
 
-    __slots__ = ("_choices", "_counted", "_estimates", "_extra", "_usage", "text_bytes")
+    __slots__ = ("_choices", "_counted", "_estimates", "_extra", "_usage", "held_bytes", "text_bytes")
 
     def __init__(self, prompt_tokens: int = 0) -> None:
-        self.text_bytes = 0
+        self.text_bytes = self.held_bytes = 0
         self._estimates: JsonObject = {"prompt_tokens": prompt_tokens}
         self._choices: dict[int, _Choice] = {}
         self._usage: Usage | None = None
@@ -36,18 +36,15 @@ class Answer:
             gathered = self._choices.get(index)
             if gathered is None:
                 gathered = self._choices[index] = _Choice(index)
-            self.text_bytes += gathered.add(choice)
+            text_bytes = gathered.add(choice)
+            self.text_bytes += text_bytes
+            self.held_bytes += text_bytes + gathered.other_bytes
         if chunk.usage is not None:
             self._usage = chunk.usage
         if chunk.counted is not None:
             self._counted |= chunk.counted
         if chunk.extra is not None:
             self._extra.update(chunk.extra)
-
-    @property
-    def held_bytes(self) -> int:
-        """What is kept of the answer so far: its text, pictures and whatever else."""
-        return self.text_bytes + sum(choice.other_bytes for choice in self._choices.values())
 
     @property
     def finish_reason(self) -> str | None:
@@ -161,7 +158,7 @@ class _Choice:
         self._stopped_by: str | None = None
 
     def add(self, choice: JsonObject) -> int:
-        """Takes a streamed choice; the bytes of text that it brought."""
+        """Takes a streamed choice; the bytes of text that it brought. `other_bytes` says what it brought beside."""
         if choice["finish_reason"] is not None:
             self.finish_reason = choice["finish_reason"]
             # The stop sequence that was met: vLLM's own word, which Anthropic's clients are told.
@@ -170,7 +167,7 @@ class _Choice:
         if choice.get("logprobs") is not None:
             self._add_logprobs(choice["logprobs"])
         self._runs.add(choice)
-        brought_bytes = 0
+        brought_bytes = self.other_bytes = 0
         for name, value in choice["delta"].items():
             if value is None or name == "role":
                 continue

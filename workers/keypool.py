@@ -26,6 +26,8 @@ FORBIDDEN_S: Final = 60.0
 
 # What a server without room says of itself: another key would be refused just so. Groq's 498; 5xx do too.
 _OF_SERVER: Final = 498
+# A request that alone is too much for a limit, if no time is told after which it is not: just so.
+_OF_REQUEST: Final = 413
 _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _LIMITS: Final = ("requests", "tokens")
 
@@ -154,7 +156,7 @@ def limited(status: int, pace: Block | None, asked_s: float | None) -> Block | N
     """How long a key rests whose call was refused as one too many: as the headers say or, where that is longer, as the
     whole refusal says; a body or a date may say it too. A server that is busy itself rests only keys that are spent.
     """
-    if not 400 <= status < 500 or status == _OF_SERVER:
+    if not 400 <= status < 500 or status == _OF_SERVER or (status == _OF_REQUEST and not asked_s):
         return pace
     told_s = max(asked_s or 0, pace.for_s if pace else 0)
     return Block(_bounded_s(told_s or BUSY_S), pace.why if pace else LIMITED)

@@ -22,8 +22,9 @@ LONGEST_LOOK_S: Final = 15.0
 REST_S: Final = 0.1
 LONGEST_REST_S: Final = 1.0
 # After so long a batch is anybody's again, so that more of them than may be worked on at once all go on; one of which
-# nothing ends is so sooner.
+# nothing ends is so sooner, where another has waited so long since it was left, or is new.
 SLICE_S: Final = 30.0
+WAITED_MS: Final = 10_000
 SWEEP_S: Final = 60.0
 STALE_UPLOAD_MS: Final = 15 * 60_000
 LINES_LIFE_MS: Final = 60_000
@@ -39,6 +40,7 @@ class Runner:
         self._owner = secrets.token_hex(8)
         self._task: asyncio.Task[None] | None = None
         self._works: set[asyncio.Task[None]] = set()
+        self._gives_way = False
         self._some = asyncio.Event()
         self._swept_s = desk.clock.monotonic_s()
 
@@ -96,6 +98,7 @@ class Runner:
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._works.discard(task)
+        self._gives_way = False
         self._some.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             # A fault of ours. Its lease runs out, and then it is tried again.
@@ -134,7 +137,7 @@ class Runner:
             while held.batch.ended_ms is None and self._desk.clock.monotonic_s() < ends_s:
                 if await steps.step():
                     rest_s = REST_S
-                elif rest_s >= LONGEST_REST_S and await self._is_place_wanted():
+                elif rest_s >= LONGEST_REST_S and await self._should_give_way():
                     break
                 else:
                     await self._desk.clock.sleep(rest_s)
@@ -146,11 +149,17 @@ class Runner:
         if held.batch.ended_ms is not None:
             _tell(held.batch)
 
-    async def _is_place_wanted(self) -> bool:
-        """Whether all places here are taken, and a batch waits for one."""
-        if len(self._works) < MOST_AT_ONCE:
+    async def _should_give_way(self) -> bool:
+        """Whether all places here are taken, and a batch has waited for one. One asks at a time, and one gives way."""
+        if len(self._works) < MOST_AT_ONCE or self._gives_way:
             return False
-        return await self._desk.batches.some_free(now_ms=await self._desk.queue.now_ms())
+        self._gives_way = True
+        wanted = False
+        try:
+            wanted = await self._desk.batches.some_free(now_ms=await self._desk.queue.now_ms() - WAITED_MS)
+        finally:
+            self._gives_way = wanted
+        return wanted
 
     # --- what need not be kept any longer -----------------------------------------------------------------------------
 

@@ -327,6 +327,7 @@ ALONE: JsonObject = {"choices": [], **COUNTED}
         (1, [{"choices": [_choice({"content": "a"}, "stop"), _choice({"content": "b"}, index=1)]}, ALONE], False),
         # Servers that end and count in every event.
         (1, [{"choices": [_choice({"content": "a"}, "stop")], **COUNTED}] * 3, False),
+        (1, [{"choices": [_choice({"content": "a"}, end)], **COUNTED} for end in (None, "stop")], False),
     ],
 )
 def test_an_answer_misses_nothing_once_it_ended_and_was_counted(

@@ -58,6 +58,14 @@ def test_neither_what_was_found_in_a_prompt_nor_whose_account_it_is_is_passed_on
     assert str(error) == type(error).__doc__
 
 
+def test_lines_of_a_prompt_that_begin_as_the_refusal_does_hide_no_empty_account() -> None:
+    lines = [f"purchase {number} of the things that stand on this list" for number in range(1_000)]
+    words = (
+        "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to purchase credits."
+    )
+    assert _error(("anthropic", 400, {"error": {"message": words}}), *lines).failure.code == "upstream_credentials"
+
+
 def test_the_words_are_judged_as_they_came_and_passed_on_without_the_prompt() -> None:
     [(kind, status, _), *_] = SPOKEN["context_length_exceeded"]
     quoted = "'prompt is too long: 9 tokens > 8 maximum', said the server of what was sent to it"

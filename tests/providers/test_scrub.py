@@ -92,7 +92,16 @@ def test_a_message_that_may_hold_most_of_the_prompt_is_not_passed_on() -> None:
     lines = [f"line {number:08}" for number in range(MOST_CANDIDATES + 1)]
     assert safe("What is line 00", lines[:-1]) == "What is line 00"
     assert safe("What is line 00000001?", lines[:-1]) == "What is [removed]?"
-    assert safe("What is line 00000001?", lines) == ""
+    assert safe(f"What is {lines[1]}?", lines) == "What is [removed]?"
+    assert safe(f"What is {' '.join(lines)}?", lines) == ""
+
+
+def test_many_lines_that_begin_with_a_word_of_the_message_take_no_other_word_out_of_it() -> None:
+    lines = [f"purchase {number} of the things that stand on this list" for number in range(MOST_CANDIDATES + 1)]
+    assert safe("Go to purchase credits.", lines) == "Go to purchase credits."
+    assert safe(f"Go to {lines[7]}.", lines) == "Go to [removed]."
+    assert safe(f"Go to {lines[7][:14]}", lines) == "Go to [removed]"
+    assert safe("Go to purchase purchase 7", lines) == "Go to purchase [removed]"
 
 
 def _call(prompt: str, key: str | None = None, url: str = "http://gpu-a.example:8000/v1") -> Call:

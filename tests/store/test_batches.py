@@ -272,6 +272,21 @@ async def test_batches_that_only_wait_give_their_places_to_others_and_else_keep_
             await runner.close()
 
 
+async def test_batches_that_all_only_wait_change_places_seldom(desk: Open) -> None:
+    async with desk() as w:
+        runner = Runner(w.desk)
+        waiting = [await w.create(lines([1])) for _ in range(MOST_AT_ONCE + 1)]
+        runner.wake()
+        try:
+            for _ in range(8):
+                await w.clock.until_sleeping(MOST_AT_ONCE)
+                w.clock.advance(LONGEST_REST_S)
+        finally:
+            await runner.close()
+        # The new one had its turn, and one gave way to it, which has its own only after a while.
+        assert [(await w.batch(batch)).fence for batch in waiting] == [1] * len(waiting)
+
+
 async def test_a_runner_that_stops_leaves_its_batches_to_others_at_once(desk: Open) -> None:
     async with desk() as w:
         batch = await w.create(lines([1]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from common import keys
 from common.contracts import pool_of
+from tests.support.clock import stopwatch
 from tests.support.fleet import Fleet, Member, until
 from tests.support.history import ENDED, Entry, count_problems, stream_problems
 from tests.support.reader import Caller
@@ -19,7 +21,9 @@ POOL: Final = "default"
 # What is promised of a request, and of the time after the store's return; the rest is for a crowded machine, and less
 # than what another wait for the store (1.5 s), or waiting for no end, would take.
 HANG_LIMIT_S: Final = 2.0 + 0.9
-RECOVERY_LIMIT_S: Final = 5.0 + 10.0
+RECOVERED_S: Final = 5.0 + 2.5
+# What is not over by then will never be.
+RECOVERY_LIMIT_S: Final = 15.0
 
 Result = TypeVar("Result")
 
@@ -29,6 +33,14 @@ def say(what: str, since_s: float) -> float:
     took_s = time.monotonic() - since_s
     sys.stdout.write(f"{what}: {took_s:.2f} s\n")
     return took_s
+
+
+@asynccontextmanager
+async def recovering() -> AsyncGenerator[None]:
+    """Around what is promised to work again soon after the store's return. Raises TimeoutError, AssertionError."""
+    async with asyncio.timeout(RECOVERY_LIMIT_S), stopwatch() as served_s:
+        yield
+        assert served_s() < RECOVERED_S
 
 
 class Stage:

@@ -128,7 +128,7 @@ def test_a_bad_value_in_the_environment_names_its_variable_and_keeps_it_to_itsel
         (fleet(colour="red"), "backends.0.colour"),
         (fleet(pool="GPU"), "backends.0.pool"),
         (fleet(concurrency=0), "backends.0.concurrency"),
-        (fleet(api_keys=["${NOT_SET_ANYWHERE:-}"]), "backends.0.api_keys: a key is not empty"),
+        (fleet(kind="openai", api_keys=["${NOT_SET_ANYWHERE:-}"]), "backends.0.api_keys: a key is not empty"),
         (fleet(api_keys=[KEY, "out-of-a-file\n"]), "backends.0.api_keys: a key is not empty"),
         (fleet(api_keys=["“quoted”-elsewhere"]), "backends.0.api_keys: a key is not empty"),
         (fleet(name="other"), "models.m: there is no backend named 'gpu'"),
@@ -188,6 +188,14 @@ def test_variables_in_the_file_are_replaced_wherever_they_stand(tmp_path: Path) 
     assert backend.base_url == "http://gpu-7:8000"
     assert [key.get_secret_value() for key in backend.api_keys] == ["secret-1", "plain"]
     assert "secret-1" not in repr(settings)
+
+
+def test_what_a_variable_leaves_empty_or_says_in_words_is_read_as_meant(tmp_path: Path) -> None:
+    options = {"priority": "${URGENT}", "tool_ids": "${DIGITS}", "drop": None}
+    document = fleet(api_keys=["${NOT_SET_ANYWHERE:-}", "plain"], options=options)
+    [backend] = load({**written(tmp_path, document), "URGENT": "true", "DIGITS": "9"}).backends
+    assert [key.get_secret_value() for key in backend.api_keys] == ["plain"]
+    assert backend.options == {"priority": True, "tool_ids": 9}
 
 
 def test_a_models_pool_is_the_first_that_all_its_targets_share(tmp_path: Path) -> None:

@@ -93,10 +93,16 @@ def test_the_refusal_says_the_limit_and_what_was_asked_in_anthropics_and_openais
     error = unfit("m", model(context_tokens=8192), request(max_tokens=8000), 1000)
     assert error is not None
     assert error.failure.message == (
-        "prompt is too long: about 9000 tokens > 8192 maximum. "
+        "prompt is too long: about 1000 tokens + 8000 max_tokens > 8192 maximum. "
         "This model's maximum context length is 8192 tokens. However, you requested about 9000 tokens (about 1000 in "
         "the messages, 8000 in the completion). Please reduce the length of the messages or completion."
     )
+
+
+def test_a_prompt_that_is_too_long_by_itself_is_counted_by_itself() -> None:
+    error = unfit("m", model(context_tokens=100), request(max_tokens=50), 500)
+    assert error is not None
+    assert error.failure.message.startswith("prompt is too long: about 500 tokens > 100 maximum. This model's")
 
 
 def test_where_the_answer_alone_is_too_long_nobody_is_told_that_the_prompt_is() -> None:

@@ -475,6 +475,6 @@ async def test_a_method_that_is_not_allowed_is_told_all_that_are() -> None:
     errors.install(app, GatewayMetrics(), (routes, more))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
         told = {path: (await client.put(path)).headers["allow"] for path in ("/v1/items", "/v1/items/5")}
-        assert told == {"/v1/items": "GET, POST", "/v1/items/5": "GET"}
+        assert told == {"/v1/items": "GET, HEAD, POST", "/v1/items/5": "GET, HEAD"}
         # Of addresses that fit two templates the one without blanks counts.
         assert (await client.put("/v1/items/count")).headers["allow"] == "POST"

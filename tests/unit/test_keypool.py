@@ -131,7 +131,7 @@ SPENT = Block(7, "spent")
         (429, Block(BUSY_S, "rate_limited"), 34.0, Block(34, "rate_limited")),
         (429, Block(40, "rate_limited"), 34.0, Block(40, "rate_limited")),
         (429, Block(0.25, "rate_limited"), 0.25, Block(0.25, "rate_limited")),
-        (413, None, None, Block(BUSY_S, "rate_limited")),
+        (413, None, None, None),
         (413, SPENT, None, SPENT),
         (413, None, 5.0, Block(5, "rate_limited")),
         (429, None, 99_999.0, Block(MOST_BLOCKED_S, "rate_limited")),

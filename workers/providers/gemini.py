@@ -27,9 +27,9 @@ from workers.providers.gemini_request import path_of, to_embedding_wire, to_wire
 from workers.providers.shapes import CHAT, delta_choice, tool_delta
 from workers.providers.upstream import (
     is_json,
-    next_read,
     opened,
     read_all,
+    read_settled,
     reads,
     refusal,
     retry_after_s,
@@ -285,7 +285,7 @@ class GeminiProvider:
                 return
             progress, decoder, rest = Progress(wanted), SseDecoder(MAX_LINE_BYTES), reads(answer)
             # No last word is said, and older models call each piece finished: only the body's end is the end.
-            while raw := await next_read(rest, settled=progress.done):
+            while raw := await (read_settled(rest) if progress.done else anext(rest, b"")):
                 for payload in decoder.feed(raw):
                     if payload != DONE and (chunk := progress.next(_event(payload, call))) is not None:
                         yield chunk

@@ -19,9 +19,9 @@ from workers.providers.openai_request import to_embedding_wire, to_wire
 from workers.providers.upstream import (
     drain,
     is_json,
-    next_read,
     opened,
     read_all,
+    read_settled,
     reads,
     refusal,
     retry_after_s,
@@ -72,7 +72,7 @@ def from_body(event: JsonObject) -> Chunk:
 def from_embeddings(event: JsonObject, call: Call) -> Embedded:
     """The vectors in an answer, one for each input. Raises UpstreamProtocolError, UpstreamRefused."""
     prompt = to_counts(event.get("usage")).prompt
-    usage = None if prompt is None else Usage(prompt)
+    usage = Usage(prompt) if prompt else None
     return Embedded(checked(from_data(event.get("data")), call.body), usage)
 
 
@@ -251,7 +251,7 @@ class OpenAIProvider:
                 yield self.from_body(_event(await read_all(answer), call))
                 return
             progress, decoder, rest = Progress(_wanted(call)), SseDecoder(), reads(answer)
-            while raw := await next_read(rest, settled=progress.settled):
+            while raw := await (read_settled(rest) if progress.settled else anext(rest, b"")):
                 for chunk in self._chunks(decoder.feed(raw), progress, call):
                     yield chunk
                 if progress.done:
@@ -282,13 +282,13 @@ def _wanted(call: Call) -> int:
 
 def _event(raw: bytes, call: Call) -> JsonObject:
     event = json_object(raw)
-    if error := event.get("error") or (event if _is_error(event) else None):
+    if error := event.get("error") or ("choices" not in event and _is_error(event) and event):
         raise to_event_error(error, secrets_of(call))
     return event
 
 
 def _is_error(event: JsonObject) -> bool:
     """Whether the event is an error by itself, as older vLLM's (`object: error`) and some proxies' are."""
-    if "choices" in event or "data" in event:
+    if "data" in event or "usage" in event:
         return False
     return event.get("object") == "error" or isinstance(event.get("message"), str)

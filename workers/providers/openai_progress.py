@@ -61,7 +61,7 @@ class Progress:
 
         Some servers end their answer in every event, or say nothing for a while after its end.
         """
-        if chunk.usage is not None and all(self._goes_on(choice["index"]) for choice in chunk.choices):
+        if chunk.usage is not None and all(self._goes_on(one["index"]) and not _says(one) for one in chunk.choices):
             self._counted = True
         self.noted(chunk)
         if not self._ends:
@@ -78,7 +78,10 @@ class Progress:
         return self._counted and len(self._ends) >= self._wanted and self._begun == self._ends.keys()
 
     def _goes_on(self, index: int) -> bool:
-        """Whether the choice has begun and not ended: of a server that ends in every event none ever does."""
+        """Whether the choice has begun and not ended: of a server that ends in every event none ever does.
+
+        Usage beside text is not the end's either: such a server counts in every event.
+        """
         return index in self._begun and index not in self._ends
 
     def last(self) -> Chunk:

@@ -50,7 +50,13 @@ def to_open_wire(call: Call) -> JsonObject:
 
 # How numbers are written is between us and the server, whatever the caller wants to get.
 _EMBEDDING_FIELDS: Final = frozenset({"input", "dimensions", "user"})
-_OF_CHATS: Final = KNOWN_FIELDS - _EMBEDDING_FIELDS
+# What `options.set` may say of embeddings. A server of both may be set to think less, which it would refuse with these.
+_OF_VECTORS: Final = frozenset(
+    {
+        *("user", "dimensions", "input_type", "output_dimension", "output_dtype", "task", "prompt_name"),
+        *("truncate", "truncate_prompt_tokens", "truncation", "late_chunking", "priority"),
+    }
+)
 _LAYOUT: Final = frozenset({"encoding_format", "embed_dtype", "endianness"})
 
 
@@ -73,9 +79,8 @@ def _asking_vectors(body: JsonObject, call: Call) -> JsonObject:
     wire = {**kept, "model": call.model, "encoding_format": "base64"}
     if not (options := call.backend.options):
         return wire
-    # A server of both may be set to think less or to vary little, which has no meaning here and would be refused.
     preset: JsonObject = options.get("set") or {}
-    return adapted(wire, {**options, "set": {key: value for key, value in preset.items() if key not in _OF_CHATS}})
+    return adapted(wire, {**options, "set": {key: value for key, value in preset.items() if key in _OF_VECTORS}})
 
 
 def _asking(body: JsonObject, call: Call) -> JsonObject:

@@ -15,6 +15,7 @@ from workers.providers.wire import is_list, is_object
 MAX_CHARACTERS: Final = 300
 # Text this short says nothing about a prompt, and removing it would tear ordinary words out of messages.
 MIN_SECRET_CHARACTERS: Final = 8
+LONGER_CHARACTERS: Final = 24
 MAX_RAW_CHARACTERS: Final = 16_384
 # A message in which so many of the prompt's lines might stand is the prompt: nothing of it is passed on.
 MOST_CANDIDATES: Final = 200
@@ -103,7 +104,9 @@ def _places(text: str, secret: str) -> Iterator[tuple[int, int]]:
         yield at, at + len(secret)
         at = text.find(secret, at + len(secret))
     at = text.find(secret[:MIN_SECRET_CHARACTERS], max(0, len(text) - len(secret) + 1))
-    if at >= 0 and text.endswith(secret[: len(text) - at]):
+    while at >= 0 and not secret.startswith(text[at:]):
+        at = text.find(secret[:MIN_SECRET_CHARACTERS], at + 1)
+    if at >= 0:
         yield at, len(text)
 
 
@@ -123,7 +126,23 @@ def candidates_in(text: str, secrets: Iterable[str]) -> set[str]:
         return set()
     secrets = secrets if isinstance(secrets, Secrets) else tuple(secrets)  # read twice
     beginnings = windows.intersection(map(_BEGINNING, secrets))
-    return {secret for secret in secrets if secret[:MIN_SECRET_CHARACTERS] in beginnings} if beginnings else set()
+    found = {secret for secret in secrets if secret[:MIN_SECRET_CHARACTERS] in beginnings} if beginnings else set[str]()
+    return found if len(found) <= MOST_CANDIDATES else _likelier(text, found)
+
+
+def _likelier(text: str, secrets: set[str]) -> set[str]:
+    """Those of which more than a first word is in the text: many lines of a prompt may begin with the same one."""
+    sizes = {min(len(secret), LONGER_CHARACTERS) for secret in secrets}
+    windows = {text[at : at + size] for size in sizes for at in range(len(text) - size + 1)}
+    # Of one that the end of the text cuts off there is less.
+    ends: dict[str, list[str]] = {}
+    for size in range(MIN_SECRET_CHARACTERS, min(LONGER_CHARACTERS, len(text))):
+        ends.setdefault(_BEGINNING(text[-size:]), []).append(text[-size:])
+    return {
+        secret
+        for secret in secrets
+        if secret[:LONGER_CHARACTERS] in windows or any(map(secret.startswith, ends.get(_BEGINNING(secret), ())))
+    }
 
 
 def _without_long_quotations(text: str) -> str:

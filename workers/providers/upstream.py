@@ -104,10 +104,8 @@ def reads(response: httpx.Response) -> AsyncIterator[bytes]:
     return aiter(response.stream)
 
 
-async def next_read(rest: AsyncIterator[bytes], *, settled: bool) -> bytes:
-    """The body's next bytes; none at its end, nor where a `settled` answer, which misses nothing, is left open."""
-    if not settled:
-        return await anext(rest, b"")
+async def read_settled(rest: AsyncIterator[bytes]) -> bytes:
+    """The next bytes of an answer that misses nothing; none at its end, nor where it is left open for SETTLE_S."""
     try:
         async with asyncio.timeout(SETTLE_S):
             return await anext(rest, b"")

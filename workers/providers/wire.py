@@ -83,7 +83,8 @@ class SseDecoder:
             payloads = raw[6:-2].split(b"\n\ndata: ")
             if raw.count(b"\n") == 2 * len(payloads) and b"\r" not in raw and len(raw) <= MAX_LINE_BYTES:
                 self._started = True
-                return _said(payloads)
+                # Nearly every read is one object and nothing around it.
+                return payloads if len(payloads) == 1 and raw[6] == 123 and raw[-3] == 125 else _said(payloads)
         return self._decode(raw)
 
     @property
@@ -151,7 +152,7 @@ def json_object(raw: bytes) -> JsonObject:
         value = _loads_repaired(raw)
     if not is_object(value):
         raise UpstreamProtocolError("The model's server sent JSON that is not an object.")
-    if _may_be_deep(raw) and is_deep(value):
+    if len(raw) > 2 * MOST_LEVELS and _may_be_deep(raw) and is_deep(value):
         raise UpstreamProtocolError("The model's server sent JSON that is nested too deeply.")
     return value
 

@@ -16,7 +16,7 @@ from tests.support.fleet import ECHO, Fleet
 from tests.support.history import DONE, Journal
 from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import RedisServer
-from tests.support.stage import LEASE_S, RECOVERY_LIMIT_S, Stage, say
+from tests.support.stage import LEASE_S, RECOVERY_LIMIT_S, Stage, recovering, say
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -154,7 +154,7 @@ async def _json(caller: Caller, path: str) -> dict[str, Any]:
 
 
 async def _until_taken(caller: Caller, journal: Journal) -> None:
-    async with asyncio.timeout(RECOVERY_LIMIT_S):
+    async with recovering():
         while not journal.job_id:
             try:
                 await caller.chat(numbered(5), journal)

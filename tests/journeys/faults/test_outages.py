@@ -21,7 +21,7 @@ from tests.support.proxy import Blackhole, CutAtByte, DropReply, Ending, EndNow,
 from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import EVERY_WRITE_KEPT
 from tests.support.runner import drawn_seed
-from tests.support.stage import HANG_LIMIT_S, LEASE_S, RECOVERY_LIMIT_S, Stage, say
+from tests.support.stage import HANG_LIMIT_S, LEASE_S, RECOVERY_LIMIT_S, Stage, recovering, say
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -167,7 +167,7 @@ async def _ask_all(caller: Caller, asked: Asked, job_id: str) -> None:
 
 
 async def _until_served(caller: Caller, url: str) -> None:
-    async with asyncio.timeout(RECOVERY_LIMIT_S):
+    async with recovering():
         while True:
             answer = await caller.http.post(url + "/v1/chat/completions", json=numbered(3))
             if answer.is_success:

@@ -21,7 +21,7 @@ from tests.support.history import DONE, Journal
 from tests.support.reader import Caller, Refused, numbered, until
 from tests.support.redis_server import RedisServer
 from tests.support.sentinel import FailoverGroup
-from tests.support.stage import HANG_LIMIT_S, LEASE_S, POOL, RECOVERY_LIMIT_S, say
+from tests.support.stage import HANG_LIMIT_S, LEASE_S, POOL, RECOVERY_LIMIT_S, recovering, say
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -224,7 +224,7 @@ async def _state(caller: Caller, job_id: str) -> str:
 
 async def _until_moved(caller: Caller, fleet: Fleet, master: RedisServer, since_s: float) -> None:
     """Waits until what each gateway acknowledges lies at the new master."""
-    async with asyncio.timeout(RECOVERY_LIMIT_S):
+    async with recovering():
         for number in (0, 1):
             while not await _taken_by(master, caller, fleet.url(number)):  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(0.02)
@@ -251,7 +251,7 @@ async def _all_work(caller: Caller, fleet: Fleet, master: RedisServer, since_s: 
 
 
 async def _until_answered(caller: Caller, url: str, name: str, since_s: float) -> None:
-    async with asyncio.timeout(RECOVERY_LIMIT_S):
+    async with recovering():
         while True:
             try:
                 answer = await caller.http.post(url + "/v1/chat/completions", json=numbered(3))
@@ -274,12 +274,13 @@ async def _until_leased(fleet: Fleet, master: RedisServer, since_s: float) -> No
         rows = zip(flat[::2], flat[1::2], strict=True)
         return {raw.decode().split(".")[1] for raw, ends in rows if float(ends) > now_ms} == pids
 
-    await until(leased, "a worker did not come back", RECOVERY_LIMIT_S)
+    async with recovering():
+        await until(leased, "a worker did not come back", RECOVERY_LIMIT_S)
     say("… both workers held their leases, after the election, in (5 s promised)", since_s)
 
 
 async def _until_promoted(caller: Caller, since_s: float) -> None:
-    async with asyncio.timeout(RECOVERY_LIMIT_S):
+    async with recovering():
         while True:
             try:
                 await caller.ended(await caller.submit(numbered(1), delay_ms=10), limit_s=3)
