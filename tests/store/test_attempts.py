@@ -558,7 +558,7 @@ def keyed(bad: str, error: UpstreamError, status: int) -> Answering:
     ("error", "status", "rests_s"),
     [
         (UpstreamBusy(), 429, 2),
-        (UpstreamBusy(), 413, 2),
+        (UpstreamBusy(retry_after_s=34), 413, 34),
         (UpstreamBusy(retry_after_s=34), 429, 34),  # which no header said
         (UpstreamCredentials(), 401, 300),
         (UpstreamCredentials(), 429, 300),
@@ -592,10 +592,13 @@ async def test_where_every_key_rests_the_job_waits_for_the_first_and_no_call_is_
         assert 0 < second.missed.soonest_ms <= 2_001
 
 
-@pytest.mark.parametrize("status", [503, 529, 498])
-async def test_a_server_that_is_busy_itself_costs_no_second_key(status: int, redis_server: RedisServer) -> None:
+@pytest.mark.parametrize(("status", "retry_after_s"), [(503, 5), (529, 5), (498, 5), (413, None)])
+async def test_a_server_that_is_busy_itself_or_asked_for_too_much_costs_no_second_key(
+    status: int, retry_after_s: float | None, redis_server: RedisServer
+) -> None:
     async with rigs(redis_server, "w", **KEYED) as (rig,):
-        rig.provider.does["a"] = lambda call: keyed(call.api_key or "", UpstreamBusy(retry_after_s=5), status)(call)
+        error = UpstreamBusy(retry_after_s=retry_after_s)
+        rig.provider.does["a"] = lambda call: keyed(call.api_key or "", error, status)(call)
         await rig.misses("only")
         assert (len(rig.provider.calls), rig.fleet.keys["a"].usable) == (1, 3)
 
