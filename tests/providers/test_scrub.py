@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -129,8 +130,12 @@ def test_a_calls_own_key_and_address_are_removed_however_short_they_are(url: str
 
 
 def _steps(lines: int, message: str) -> int:
-    """How many calls, of functions of any sort, it takes to make a message safe that refused so many lines."""
-    secrets = secrets_of(_call("\n".join(f"{number:08x}" for number in range(lines))))
+    """How many steps it takes to make a message safe that refused so many lines."""
+    return _steps_of(message, secrets_of(_call("\n".join(f"{number:08x}" for number in range(lines)))))
+
+
+def _steps_of(message: str, secrets: Iterable[str]) -> int:
+    """How many calls, of functions of any sort, it takes to make the message safe."""
     steps = 0
 
     def count(_frame: object, event: str, _what: object) -> None:
@@ -149,6 +154,14 @@ def _steps(lines: int, message: str) -> int:
 @pytest.mark.parametrize("message", ["No more than 8 images.", "x" * 16_000, "what is 00000001? " * 900])
 def test_a_prompt_of_many_lines_takes_no_more_steps_than_one_of_few(message: str) -> None:
     assert _steps(40_000, message) == _steps(4_000, message)
+
+
+def test_a_message_that_repeats_a_beginning_takes_no_more_steps_the_longer_it_is() -> None:
+    def steps(characters: int) -> int:
+        return _steps_of("no: " + "a" * characters + "z", [f"{'a' * 20_000}{number}" for number in range(9)])
+
+    assert steps(8_000) == steps(1_000)
+    assert safe("no: " + "ab" * 90 + "c", ["ab" * 1_000]) == "no: [removed]"
 
 
 def test_a_prompt_may_be_nested_to_any_depth_and_made_of_tokens() -> None:

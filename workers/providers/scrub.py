@@ -19,6 +19,8 @@ LONGER_CHARACTERS: Final = 24
 MAX_RAW_CHARACTERS: Final = 16_384
 # A message in which so many of the prompt's lines might stand is the prompt: nothing of it is passed on.
 MOST_CANDIDATES: Final = 200
+# Where a line's beginning stands so often in a message, nobody asks any longer at which of them the end cuts it.
+MOST_BEGINNINGS: Final = 16
 
 _RULES: Final = (
     # What validation errors repeat of the input: pydantic's `input_value=…`, FastAPI's `'input': …`, to the end.
@@ -103,11 +105,17 @@ def _places(text: str, secret: str) -> Iterator[tuple[int, int]]:
     while at >= 0:
         yield at, at + len(secret)
         at = text.find(secret, at + len(secret))
-    at = text.find(secret[:MIN_SECRET_CHARACTERS], max(0, len(text) - len(secret) + 1))
-    while at >= 0 and not secret.startswith(text[at:]):
-        at = text.find(secret[:MIN_SECRET_CHARACTERS], at + 1)
-    if at >= 0:
-        yield at, len(text)
+    beginning = secret[:MIN_SECRET_CHARACTERS]
+    first = at = text.find(beginning, max(0, len(text) - len(secret) + 1))
+    for _ in range(MOST_BEGINNINGS):
+        if at < 0:
+            return
+        if secret.startswith(text[at:]):
+            yield at, len(text)
+            return
+        at = text.find(beginning, at + 1)
+    if at >= 0:  # it says little else
+        yield first, len(text)
 
 
 def _words(text: str, secret: str) -> Iterator[tuple[int, int]]:
