@@ -50,9 +50,7 @@ class TokenCounter:
     that a process which never counts does not have.
     """
 
-    def __init__(
-        self, *, limit_s: float = LONGEST_COUNT_S, count: Callable[[Sequence[str]], int] | None = None
-    ) -> None:
+    def __init__(self, *, limit_s: float = LONGEST_COUNT_S, count: Count | None = None) -> None:
         self._limit_s = limit_s
         self._count = count or count_tokens
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
