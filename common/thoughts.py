@@ -129,5 +129,5 @@ def _text(value: Any) -> str:
 
 
 def told_count(value: Any) -> int:
-    """A number of something as others tell it; 0 where that is none."""
-    return value if type(value) is int and value > 0 else 0
+    """A number of something as others tell it; 0 where that is none, or more than every reader of JSON can count."""
+    return value if type(value) is int and 0 < value < 2**53 else 0

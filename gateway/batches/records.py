@@ -12,6 +12,7 @@ import orjson
 from common.contracts import Failure, Job, JsonObject, Outcome, State
 from common.errors import BadRequest
 from common.ledger.batch_lines import BAD, GOOD, UNDONE, LineEnd
+from common.thoughts import told_count
 from gateway.dialects.bounded import MAX_NODES, SchemasOf, metadata_with_bodys, read_object
 from gateway.dialects.completions import ENDPOINT as COMPLETIONS
 from gateway.dialects.completions import completions_request
@@ -172,11 +173,7 @@ def used_tokens(outcome: Outcome) -> dict[str, int]:
     answer: JsonObject = usage.details.get("completion_tokens_details") or {}
     return {
         "input_tokens": usage.prompt_tokens,
-        "cached_tokens": _count(prompt.get("cached_tokens")),
+        "cached_tokens": told_count(prompt.get("cached_tokens")),
         "output_tokens": usage.completion_tokens,
-        "reasoning_tokens": _count(answer.get("reasoning_tokens")),
+        "reasoning_tokens": told_count(answer.get("reasoning_tokens")),
     }
-
-
-def _count(value: Any) -> int:
-    return value if type(value) is int and 0 < value < 2**53 else 0  # as the server told it
